@@ -1,0 +1,24 @@
+"""What the core tells whoever listens: the ground floor of observation.
+
+The machine and the monitors emit events and know nothing of who listens; statistics, traces and
+reports subscribe. An event is a plain value. With nobody listening an emission costs one test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Event:
+    """`kind` names the row of the exit table or of the trace; `at` is in retired instructions, or -1."""
+
+    kind: str
+    at: int
+    eip: int
+    detail: str = ""
+    data: dict[str, int | str] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
