@@ -1,0 +1,98 @@
+"""What a loader hands to the machine: bytes at physical addresses, and the registers at entry.
+
+Every format ends here, so that the machine and the monitors know one kind of guest. The hard part is
+trust: the numbers in an image come from a file, and `check` is the one place that decides that they may
+be used as addresses, whatever the format they came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from vmm.errors import ImageError
+
+ADDRESS_SPACE = 1 << 32
+HOLE_START, HOLE_END = 0xA0000, 0x100000  # video memory and ROM of a PC: no RAM for an image
+DEFAULT_LOAD = HOLE_END
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """The bytes at `address`, `size` of them, were written by `text`, line `line` (from 1) of `file`."""
+
+    address: int
+    size: int
+    file: str
+    line: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """`size` bytes at physical `address`: `data`, then zeroes (`size >= len(data)`)."""
+
+    address: int
+    data: bytes
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The first address past it."""
+        return self.address + self.size
+
+    def __str__(self) -> str:
+        return f"{self.address:#x}..{self.end:#x}"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A guest, ready to be put into memory and started at `entry` with these registers."""
+
+    name: str
+    segments: tuple[Segment, ...]
+    entry: int
+    eax: int = 0
+    ebx: int = 0
+    symbols: dict[str, int] = field(default_factory=dict)
+    lines: tuple[SourceLine, ...] = ()
+
+
+def size_text(size: int) -> str:
+    """A byte count for people: `16M`, `64K`, `1234 bytes`."""
+    for shift, unit in ((30, "G"), (20, "M"), (10, "K")):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return f"{size} bytes"
+
+
+def check(name: str, segments: Iterable[Segment], entry: int, memory: int) -> tuple[Segment, ...]:
+    """The segments that hold anything, by address; `ImageError` unless all fit `memory` bytes of a PC's RAM.
+
+    Nothing is allocated before the sizes are known to be sane, so a file cannot ask for gigabytes of zeroes.
+    """
+    placed = tuple(sorted((s for s in segments if s.size), key=lambda s: s.address))
+    if not placed:
+        raise ImageError(f"{name}: nothing to load: the image has no bytes for memory")
+    for segment in placed:
+        if segment.end > ADDRESS_SPACE:
+            raise ImageError(
+                f"{name}: {segment.size:#x} bytes at {segment.address:#x} reach past 4 GiB: link it lower"
+            )
+        if segment.end > memory:
+            raise ImageError(
+                f"{name}: {segment} does not fit in {size_text(memory)} of memory: "
+                f"give at least {size_text(-(-segment.end // (1 << 20)) << 20)} with -m, or link it lower"
+            )
+        if segment.address < HOLE_END and segment.end > HOLE_START:
+            raise ImageError(
+                f"{name}: {segment} overlaps the video and ROM area {HOLE_START:#x}..{HOLE_END:#x}, "
+                f"where there is no RAM: load it at {DEFAULT_LOAD:#x} or above"
+            )
+    for below, above in pairwise(placed):
+        if above.address < below.end:
+            raise ImageError(f"{name}: {below} and {above} overlap: an image may fill each address once")
+    if not any(segment.address <= entry < segment.end for segment in placed):
+        raise ImageError(f"{name}: the entry point {entry:#x} lies in no loaded segment: correct the entry")
+    return placed
