@@ -1,0 +1,124 @@
+"""From a path to an image: which format it is, and the way that every guest starts.
+
+A name that ends in `.asm` is source, a file that begins with ELF's magic is an ELF, and anything else is
+a flat binary. Whatever it is, it starts as multiboot has it: EAX holds the boot magic, EBX the address of
+the information structure, which is one more segment. The assembler and the ELF reader are imported only
+by a guest that needs them, because each costs more than the rest of a start.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm.errors import ImageError
+from vmm.image import flat, multiboot
+from vmm.image.image import DEFAULT_LOAD, Image, Segment, check
+
+if TYPE_CHECKING:
+    from vmm.image.asm import Assembly
+
+NO_DEFINES: Mapping[str, str] = {}
+ELF_MAGIC = b"\x7fELF"
+
+
+def load_image(
+    path: Path,
+    *,
+    memory: int,
+    defines: Mapping[str, str] = NO_DEFINES,
+    command_line: str = "",
+    load: int = DEFAULT_LOAD,
+    entry: int | None = None,
+) -> Image:
+    """The guest at `path` for a machine with `memory` bytes of RAM.
+
+    `defines` are names for a source's preprocessor, `command_line` is what the guest finds in its multiboot
+    information, `load` and `entry` (`load` if None) place a flat binary. Raises `ImageError`, one line, for
+    whatever is wrong with the file, and `AssemblyError` for a source.
+    """
+    size = _size(path)
+    name = str(path)
+    if is_source(path):
+        if entry is not None:
+            raise ImageError(f"{name}: a source has its own entry point: leave --entry out")
+        image = _from_source(path, defines, memory)
+    else:
+        image = _from_file(path, size, memory, load, entry)
+    return with_information(replace(image, name=path.name), command_line, memory)
+
+
+def is_source(path: Path) -> bool:
+    """Whether `load_image` would assemble it."""
+    return path.suffix.lower() == ".asm"
+
+
+def from_assembly(name: str, assembly: Assembly) -> Image:
+    """What the assembler made, as an image without multiboot information."""
+    bss, bss_size = assembly.bss
+    segments = [Segment(assembly.origin, assembly.data, len(assembly.data))]
+    if bss_size:
+        segments.append(Segment(bss, b"", bss_size))
+    return Image(
+        name, tuple(segments), assembly.entry, symbols=dict(assembly.symbols), lines=tuple(assembly.lines)
+    )
+
+
+def with_information(image: Image, command_line: str, memory: int) -> Image:
+    """The image as multiboot starts it, with the information structure in `memory` bytes of RAM."""
+    information = multiboot.information(image.name, command_line, memory)
+    for segment in image.segments:
+        if segment.address < multiboot.INFO_END and segment.end > multiboot.INFO_ADDRESS:
+            raise ImageError(
+                f"{image.name}: {segment} overlaps the multiboot information at "
+                f"{multiboot.INFO_ADDRESS:#x}..{multiboot.INFO_END:#x}: load it elsewhere"
+            )
+    return replace(
+        image, segments=(*image.segments, information), eax=multiboot.BOOT_MAGIC, ebx=information.address
+    )
+
+
+def _size(path: Path) -> int:
+    """The size of a regular, non-empty file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise ImageError(f"{path}: cannot be read: {_reason(error)}: check the guest's path") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{path}: is a directory: name a guest in it, a .asm, an ELF or a flat binary")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path}: is not a regular file: copy the guest into one")
+    if not status.st_size:
+        raise ImageError(f"{path}: is empty: name a .asm, an ELF or a flat binary")
+    return status.st_size
+
+
+def _from_source(path: Path, defines: Mapping[str, str], memory: int) -> Image:
+    from vmm.image.asm import assemble
+
+    image = from_assembly(str(path), assemble(path, defines))
+    return replace(image, segments=check(image.name, image.segments, image.entry, memory))
+
+
+def _from_file(path: Path, size: int, memory: int, load: int, entry: int | None) -> Image:
+    name = str(path)
+    try:
+        with path.open("rb") as file:
+            is_elf = file.read(len(ELF_MAGIC)) == ELF_MAGIC
+            file.seek(0)
+            if not is_elf:
+                return flat.read(name, file, size, memory, load, entry)
+            from vmm.image import elf
+
+            if entry is not None:
+                raise ImageError(f"{name}: an ELF has its own entry point: leave --entry out")
+            return elf.read(name, file, size, memory)
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read: {_reason(error)}: check the file's permissions") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
