@@ -54,7 +54,7 @@ class DebugConsoleState:
 
 
 class DebugConsole:
-    """QEMU's debug console, one port at 0xE9: what is written is shown; a read gives 0xE9, for "I am here"."""
+    """QEMU's debug console, one port at 0xE9: what is written is shown; it reads 0xE9, for "I am here"."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
