@@ -138,6 +138,14 @@ class Counter:
 
     def next_rise(self) -> int | None:
         """The clock at which OUT next rises by itself; None: never, as things stand."""
+        event = self.until_event()
+        if event is None:
+            return None
+        if self.mode in PERIODIC and not self.load and not self.null:
+            # The usual case, and worth its lines: it is asked for at every tick.
+            if self.mode == RATE:
+                return self.at + self.count
+            return self.at + event + (self.period // 2 if self.out else 0)
         ahead = replace(self)
         while (event := ahead.until_event()) is not None:
             ahead.coast(event - 1)

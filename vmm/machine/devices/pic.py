@@ -202,8 +202,9 @@ class PicPair:
         if not 0 <= line < LINES or line == CASCADE:
             raise ValueError(f"IRQ {line} is not an input of the PIC pair (0..15 without {CASCADE})")
         chip = self.state.slave if line & 8 else self.state.master
-        chip.set_line(line & 7, level)
-        self.update()
+        if bool(chip.lines >> (line & 7) & 1) != level:
+            chip.set_line(line & 7, level)
+            self.update()
 
     def line(self, n: int) -> Line:
         """Input `n` as a line to hand to a device."""
