@@ -11,7 +11,7 @@ ENDLESS = -1  # the status of a guest that had not ended when its time was over
 
 
 def run_qemu(elf: Path, input: bytes = b"", timeout: float = 20) -> tuple[bytes, int]:
-    """The console (COM1) and exit status of a multiboot ELF; `ENDLESS` if `timeout` seconds were not enough."""
+    """The console (COM1) and exit status of an ELF; `ENDLESS` if `timeout` seconds were not enough."""
     command = [
         *(require("qemu-system-i386"), "-M", "pc", "-m", "16", "-kernel", str(elf)),
         *("-display", "none", "-monitor", "none", "-serial", "stdio", "-net", "none", "-no-reboot"),
