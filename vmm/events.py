@@ -22,3 +22,25 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class ExitRow:
+    """How often an exit happened, and the nanoseconds spent handling it."""
+
+    count: int = 0
+    nanoseconds: int = 0
+
+
+@dataclass(slots=True)
+class ExitTable:
+    """Exits by reason: a plain value, cheap enough to keep always."""
+
+    rows: dict[str, ExitRow] = field(default_factory=dict)
+
+    def add(self, reason: str, nanoseconds: int) -> None:
+        row = self.rows.get(reason)
+        if row is None:
+            row = self.rows[reason] = ExitRow()
+        row.count += 1
+        row.nanoseconds += nanoseconds

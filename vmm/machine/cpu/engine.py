@@ -1,0 +1,559 @@
+"""Unicorn behind one door: hooks, memory, running and stopping. The only module that knows how.
+
+The engine calls back through C function pointers. A callback must not raise (the exception would be lost),
+so each one here catches, records, stops the CPU, and `run` raises the record once, outside.
+
+What `run` promises: it returns only at an instruction boundary, with the registers of exactly that boundary
+(or, for a refused memory access, of the instruction that made it), and says why. The hard part is IN and
+OUT: their hook cannot end the block that they stand in. Where one must be the last thing that happens,
+`seal` closes the TLB, so that no later instruction of the block can reach memory, and afterwards puts the
+registers back as they were right after the port instruction.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol
+
+import unicorn
+from unicorn import unicorn_const as U
+from unicorn import x86_const as X
+from unicorn.unicorn_py3.unicorn import uclib
+
+from vmm.errors import EngineError
+from vmm.machine.cpu import layout as at
+from vmm.machine.cpu import stub
+from vmm.machine.cpu.state import CpuState
+
+READ, WRITE, FETCH = U.UC_MEM_READ, U.UC_MEM_WRITE, U.UC_MEM_FETCH
+PROT_READ, PROT_WRITE, PROT_EXEC = U.UC_PROT_READ, U.UC_PROT_WRITE, U.UC_PROT_EXEC
+NO_EXCEPTION = 0xFFFFFFFF
+_FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
+_REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
+_FLUSH_TB = U.UC_CTL_TB_FLUSH | 1 << 30
+_PAGE = 0x1000
+
+_VOID_P, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
+
+
+class _TlbEntry(ctypes.Structure):
+    _fields_ = (("paddr", _U64), ("perms", ctypes.c_int))
+
+
+class _Block(ctypes.Structure):
+    _fields_ = (("pc", _U64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
+
+
+_ON_INTERRUPT = ctypes.CFUNCTYPE(None, _VOID_P, _U32, _VOID_P)
+_ON_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, _VOID_P, _VOID_P)
+_ON_IN = ctypes.CFUNCTYPE(_U32, _VOID_P, _U32, ctypes.c_int, _VOID_P)
+_ON_OUT = ctypes.CFUNCTYPE(None, _VOID_P, _U32, ctypes.c_int, _U32, _VOID_P)
+_ON_CPUID = ctypes.CFUNCTYPE(ctypes.c_int, _VOID_P, _VOID_P)
+_ON_SYSENTER = ctypes.CFUNCTYPE(None, _VOID_P, _VOID_P)
+_ON_FILL = ctypes.CFUNCTYPE(ctypes.c_bool, _VOID_P, _U64, ctypes.c_int, ctypes.POINTER(_TlbEntry), _VOID_P)
+_ON_TRANSLATED = ctypes.CFUNCTYPE(None, _VOID_P, ctypes.POINTER(_Block), ctypes.POINTER(_Block), _VOID_P)
+_ON_BLOCK = ctypes.CFUNCTYPE(None, _VOID_P, _U64, _U32, _VOID_P, _U64)
+_ON_CODE = ctypes.CFUNCTYPE(None, _VOID_P, _U64, _U32, _VOID_P)
+
+
+class Stop(Enum):
+    """Why `Engine.run` came back."""
+
+    METER = auto()  # the instruction budget, or a polled flag: at a block boundary
+    REQUESTED = auto()  # a handler called `stop` or `seal`
+    HALT = auto()  # HLT executed; EIP is past it
+    REFUSED = auto()  # a memory access was refused; EIP is at the instruction that made it
+    SITE = auto()  # at an instruction that the handler wants to execute itself
+
+
+class Handler(Protocol):
+    """Who handles the exits. All run inside the engine's callbacks, with the CPU's state live."""
+
+    def on_exception(self, vector: int, software: bool) -> None:
+        """An exception (EIP at it) or, if `software`, INT n, INT3 or INTO (EIP past it)."""
+
+    def on_invalid(self) -> None:
+        """#UD at EIP."""
+
+    def on_in(self, port: int, size: int) -> int: ...
+
+    def on_out(self, port: int, size: int, value: int) -> None: ...
+
+    def on_cpuid(self) -> None: ...
+
+    def on_rdtsc(self) -> int: ...
+
+    def on_sysenter(self) -> None:
+        """EIP is at SYSENTER; the engine adds its two bytes afterwards."""
+
+    def fill(self, address: int, access: int) -> tuple[int, int] | None:
+        """(physical page, PROT_* bits) for the page of a linear address, or None to refuse the access."""
+
+    def on_translated(self, address: int, size: int) -> tuple[int, ...]:
+        """A block was translated: the addresses in it of instructions that must end in `Stop.SITE`."""
+
+    def on_site(self, address: int) -> bool:
+        """Before the instruction at such an address: True to stop there."""
+
+    def count(self, address: int, size: int) -> int:
+        """Instructions in `size` bytes of code at a linear address."""
+
+    def is_store_only(self, address: int, size: int) -> bool:
+        """Whether the one instruction there is no transfer of control, so that no block ends with it."""
+
+
+_layout_verified: list[bool] = []  # once a process: the library does not change under us
+
+
+class Engine:
+    """One Unicorn CPU in 32-bit mode, with a TLB that the handler fills."""
+
+    def __init__(self, *, live: bool = True, native_code: bool = True) -> None:
+        if unicorn.__version__ != "2.1.4":
+            raise EngineError(f"unicorn {unicorn.__version__} is installed: install unicorn==2.1.4")
+        self._uc = self._open()
+        if not _layout_verified:
+            _verify_layout()
+            _layout_verified.append(True)
+        self._engine = self._uc._uch
+        self._handler: Handler | None = None
+        self._failure: BaseException | None = None
+        self._requested = False
+        self._sealed: bytes | None = None
+        self._sealed_budget = 0
+        self._refused: tuple[int, int] | None = None
+        self._site_stop = False
+        self._dropping: int | None = None
+        self._translated = (0, 0, 0)
+        self._sites: dict[int, ctypes.c_size_t] = {}
+        self._new_sites: list[tuple[int, int, int]] = []
+        self._keep: list[object] = []
+        self._entry = _TlbEntry()
+        self.running = False
+        self.meter = stub.Meter()
+        self._native = native_code and stub.supported()
+        self._uc.ctl_exits_enabled(True)
+        self._uc.ctl_set_exits([])
+        self._uc.ctl_set_tlb_mode(U.UC_TLB_VIRTUAL)
+        self.state = self._make_state(live and self._native)
+        self._install()
+
+    @staticmethod
+    def _open() -> unicorn.Uc:
+        uc = unicorn.Uc(U.UC_ARCH_X86, U.UC_MODE_32)
+        uc.ctl_set_cpu_model(X.UC_CPU_X86_EPYC)
+        return uc
+
+    # Construction
+
+    def _hook(
+        self,
+        kind: int,
+        callback: object,
+        data: int | None = None,
+        begin: int = 1,
+        end: int = 0,
+        instruction: int | None = None,
+    ) -> ctypes.c_size_t:
+        """Register a C callback without the Python wrapper around it, which doubles the cost of an exit."""
+        handle = ctypes.c_size_t()
+        extra = () if instruction is None else (ctypes.c_int(instruction),)
+        status = uclib.uc_hook_add(
+            self._engine, ctypes.byref(handle), kind, callback, _VOID_P(data), _U64(begin), _U64(end), *extra
+        )
+        if status:
+            raise EngineError(f"Unicorn refused a hook of kind {kind} (error {status})")
+        self._keep.append(callback)
+        return handle
+
+    def _make_state(self, live: bool) -> CpuState:
+        flags = ctypes.c_uint64()
+        reference = ctypes.byref(flags)
+
+        def flags_now() -> int:
+            uclib.uc_reg_read(self._engine, X.UC_X86_REG_EFLAGS, reference)
+            return flags.value & 0xFFFFFFFF
+
+        if live:
+            address = self._find_registers()
+            if address:
+                window = (ctypes.c_uint8 * at.SIZE).from_address(address)
+                return CpuState(memoryview(window).cast("B"), flags_now)
+        context = self._uc.context_save()
+        self._keep.append(context)
+        pointer = context.context
+        window = (ctypes.c_uint8 * at.SIZE).from_address(pointer.value + at.HEADER)
+
+        def load() -> None:
+            uclib.uc_context_save(self._engine, pointer)
+
+        def store() -> None:
+            uclib.uc_context_restore(self._engine, pointer)
+
+        return CpuState(memoryview(window).cast("B"), flags_now, load, store)
+
+    def _find_registers(self) -> int:
+        """The address of the live register file, or 0 where what is found is not it."""
+        page = stub.CodePage()
+        self._keep.append(page)
+        scratch = 0x1000
+        self._uc.mem_map(scratch, _PAGE)
+        self._uc.mem_write(scratch, b"\xf4")
+        hook = self._hook(U.UC_HOOK_BLOCK, _VOID_P(page.add(stub.CAPTURE_CODE)), self.meter.address)
+        self._uc.emu_start(scratch, 0)
+        uclib.uc_hook_del(self._engine, hook)
+        self._uc.mem_unmap(scratch, _PAGE)
+        self._uc.ctl_flush_tb()
+        self.flush_tlb()
+        address: int = self.meter.quads[stub.REGISTERS // 8]
+        saved = _context_bytes(self._uc)[at.HEADER :]
+        return address if address and ctypes.string_at(address, at.SIZE) == saved else 0
+
+    def _guarded(self, function: Callable[..., object], default: object = None) -> Callable[..., object]:
+        """Wrap a callback so that what it raises is recorded, the CPU stopped, and `run` raises it."""
+
+        def call(*args: object) -> object:
+            try:
+                return function(*args)
+            except BaseException as error:
+                if self._failure is None:
+                    self._failure = error
+                self._requested = True
+                uclib.uc_emu_stop(self._engine)
+                return default
+
+        return call
+
+    def _install(self) -> None:
+        guard = self._guarded
+        self._hook(U.UC_HOOK_INTR, _ON_INTERRUPT(guard(self._on_interrupt)))
+        self._hook(U.UC_HOOK_INSN_INVALID, _ON_INVALID(guard(self._on_invalid, True)))
+        for name, kind, callback, default in (
+            ("IN", _ON_IN, self._on_in, 0),
+            ("OUT", _ON_OUT, self._on_out, None),
+            ("CPUID", _ON_CPUID, self._on_cpuid, 1),
+            ("RDTSC", _ON_CPUID, self._on_rdtsc, 1),
+            ("SYSENTER", _ON_SYSENTER, self._on_sysenter, None),
+        ):
+            instruction = getattr(X, f"UC_X86_INS_{name}")
+            self._hook(U.UC_HOOK_INSN, kind(guard(callback, default)), instruction=instruction)
+        self._hook(U.UC_HOOK_TLB_FILL, _ON_FILL(guard(self._on_fill, False)))
+        self._hook(U.UC_HOOK_EDGE_GENERATED, _ON_TRANSLATED(guard(self._on_translated)))
+        on_block = _ON_BLOCK(guard(self._on_block))
+        self._keep.append(on_block)
+        if self._native:
+            page = stub.CodePage()
+            self._keep.append(page)
+            stop = ctypes.cast(uclib.uc_emu_stop, _VOID_P).value or 0
+            code = stub.block_code(stop, ctypes.cast(on_block, _VOID_P).value or 0)
+            self._hook(U.UC_HOOK_BLOCK, _VOID_P(page.add(code)), self.meter.address)
+        else:
+            plain = _ON_CODE(guard(self._on_block_in_python))
+            self._hook(U.UC_HOOK_BLOCK, plain)
+        self._on_site_callback = _ON_CODE(guard(self._on_site))
+
+    def attach(self, handler: Handler) -> None:
+        """Who handles the exits from now on."""
+        self._handler = handler
+
+    # Memory
+
+    def map_memory(self, address: int, size: int, host: int) -> None:
+        """Show `size` bytes of host memory at physical `address`."""
+        self._uc.mem_map_ptr(address, size, U.UC_PROT_ALL, host)
+
+    def flush_tlb(self) -> None:
+        """Forget every translation of addresses: the handler's `fill` is asked anew."""
+        uclib.uc_ctl(self._engine, _FLUSH_TLB)
+
+    def drop_code(self, start: int, end: int) -> None:
+        """Forget the code translated from physical bytes `start` to `end` of one page; flushes the TLB.
+
+        The library takes a linear address and looks it up in the TLB; `_dropping` answers that look-up.
+        """
+        self._dropping = start & ~(_PAGE - 1)
+        self.flush_tlb()
+        uclib.uc_ctl(self._engine, _REMOVE_CACHE, _U64(start), _U64(end))
+        self._dropping = None
+        self.flush_tlb()
+
+    def drop_all_code(self) -> None:
+        """Forget all translated code (only outside `run`)."""
+        uclib.uc_ctl(self._engine, _FLUSH_TB)
+        self.meter.clear()
+
+    # Running
+
+    def stop(self) -> None:
+        """From a handler (not of IN or OUT): leave `run` before the next instruction executes."""
+        self._requested = True
+        uclib.uc_emu_stop(self._engine)
+
+    def seal(self) -> None:
+        """From any handler: nothing after this moment happens; `run` returns with the state of now.
+
+        Needed in IN and OUT handlers, whose block goes on whatever they do. The state is taken as it stands,
+        so the handler first puts EIP (and a result) where they belong.
+        """
+        if self._sealed is None:
+            self.state.store()
+            self._sealed = self.state.save()
+            self._sealed_budget = self.meter.budget
+            self._requested = True
+            self.flush_tlb()
+            uclib.uc_emu_stop(self._engine)
+
+    @property
+    def sealed(self) -> bool:
+        return self._sealed is not None
+
+    def run(self) -> Stop:
+        """Run from EIP until something stops the CPU. Raises what a handler raised, or `EngineError`."""
+        self.state.store()
+        while True:
+            if self._new_sites:
+                self._place_sites()
+            self._requested = False
+            self._refused = None
+            self._site_stop = False
+            self.running = True
+            begin = _U64(self.state.eip)
+            status = uclib.uc_emu_start(self._engine, begin, _U64(0), _U64(0), ctypes.c_size_t(0))
+            self.running = False
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                self._unseal()
+                raise failure
+            if not self._new_sites:
+                break
+        stopped = self.meter.take_stopped()
+        if self._unseal():
+            return Stop.REQUESTED
+        self.state.load()
+        if self._refused is not None:
+            return Stop.REFUSED
+        if status:
+            raise EngineError(f"the CPU engine gave up: {unicorn.UcError(status)} at EIP {self.state.eip:#x}")
+        if self._site_stop:
+            return Stop.SITE
+        if self._requested:
+            return Stop.REQUESTED
+        return Stop.METER if stopped else Stop.HALT
+
+    def _unseal(self) -> bool:
+        if self._sealed is None:
+            return False
+        self.state.restore(self._sealed)
+        self.state.store()
+        self.meter.budget = self._sealed_budget
+        self.meter.forget_last()
+        self._sealed = None
+        self.flush_tlb()
+        return True
+
+    @property
+    def refused(self) -> tuple[int, int]:
+        """(linear address, access) of the access that ended the last run with `Stop.REFUSED`."""
+        assert self._refused is not None
+        page, access = self._refused
+        exact = _u64_at(self._engine.value + at.INVALID_ADDRESS) & 0xFFFFFFFF
+        return (exact if exact & ~(_PAGE - 1) == page else page), access
+
+    # Callbacks: the engine's side
+
+    def _on_interrupt(self, _uc: int, vector: int, _data: int) -> None:
+        if self._sealed is not None:
+            return
+        state = self.state
+        state.load()
+        w = state.words
+        software = bool(w[at.EXCEPTION_IS_INT // 4])
+        # The engine takes a second fault for a double fault, and a later exit for an INT, if these stay.
+        w[at.OLD_EXCEPTION // 4] = NO_EXCEPTION
+        w[at.EXCEPTION_IS_INT // 4] = 0
+        self._handler.on_exception(vector, software)  # type: ignore[union-attr]  # attached before run
+        state.store()
+
+    def _on_invalid(self, _uc: int, _data: int) -> bool:
+        if self._sealed is None:
+            state = self.state
+            state.load()
+            state.words[at.OLD_EXCEPTION // 4] = NO_EXCEPTION
+            state.words[at.EXCEPTION_IS_INT // 4] = 0
+            self._handler.on_invalid()  # type: ignore[union-attr]
+            state.store()
+        return True
+
+    def _on_in(self, _uc: int, port: int, size: int, _data: int) -> int:
+        if self._sealed is not None:
+            return 0
+        self.state.load()
+        return self._handler.on_in(port, size)  # type: ignore[union-attr]
+
+    def _on_out(self, _uc: int, port: int, size: int, value: int, _data: int) -> None:
+        if self._sealed is None:
+            self.state.load()
+            self._handler.on_out(port, size, value)  # type: ignore[union-attr]
+
+    def _on_cpuid(self, _uc: int, _data: int) -> int:
+        self.state.load()
+        self._handler.on_cpuid()  # type: ignore[union-attr]
+        self.state.store()
+        return 1
+
+    def _on_rdtsc(self, _uc: int, _data: int) -> int:
+        self.state.load()
+        value = self._handler.on_rdtsc()  # type: ignore[union-attr]
+        self.state.set(0, value)
+        self.state.set(2, value >> 32)
+        self.state.store()
+        return 1
+
+    def _on_sysenter(self, _uc: int, _data: int) -> None:
+        if self._sealed is None:
+            self.state.load()
+            self._handler.on_sysenter()  # type: ignore[union-attr]
+            self.state.store()
+
+    def _on_fill(self, _uc: int, address: int, access: int, entry: object, _data: int) -> bool:
+        if self._dropping is not None:
+            page, permissions = self._dropping, PROT_EXEC
+        elif self._sealed is not None:
+            self._refused = (address, access)
+            return False
+        else:
+            self.state.load()
+            filled = self._handler.fill(address & 0xFFFFFFFF, access)  # type: ignore[union-attr]
+            if filled is None:
+                self._refused = (address & 0xFFFFFFFF, access)
+                return False
+            page, permissions = filled
+        slot = entry.contents  # type: ignore[attr-defined]
+        slot.paddr = page
+        slot.perms = permissions
+        return True
+
+    def _on_translated(self, _uc: int, block: object, _previous: object, _data: int) -> None:
+        fields = block.contents  # type: ignore[attr-defined]
+        address, size = fields.pc, fields.size
+        self._translated = (address, size, fields.instructions)
+        if self._sealed is not None:
+            return
+        for site in self._handler.on_translated(address, size):  # type: ignore[union-attr]
+            if site not in self._sites:
+                self._new_sites.append((site, address, size))
+        if self._new_sites:
+            uclib.uc_emu_stop(self._engine)
+
+    def _place_sites(self) -> None:
+        """Hook the instructions found in a new block, and have the block translated again with its hooks."""
+        if len(self._sites) > 512:  # a guest that scatters such instructions must not slow every translation
+            for handle in self._sites.values():
+                uclib.uc_hook_del(self._engine, handle)
+            self._sites.clear()
+            self.drop_all_code()
+        for site, address, size in self._new_sites:
+            if site not in self._sites:
+                self._sites[site] = self._hook(U.UC_HOOK_CODE, self._on_site_callback, begin=site, end=site)
+            uclib.uc_ctl(self._engine, _REMOVE_CACHE, _U64(address), _U64(address + size))
+        self._new_sites.clear()
+
+    def _on_site(self, _uc: int, address: int, _size: int, _data: int) -> None:
+        if self._sealed is None and not self._requested:
+            self.state.load()
+            if self._handler.on_site(address & 0xFFFFFFFF):  # type: ignore[union-attr]
+                self._site_stop = True
+                uclib.uc_emu_stop(self._engine)
+
+    def _on_block(self, _uc: int, address: int, size: int, _data: int, return_address: int) -> None:
+        """The first visit of a translation: learn its number of instructions, then charge it."""
+        if self._sealed is not None:
+            return
+        meter, state = self.meter, self.state
+        state.load()
+        shadow = state.inhibited
+        if not shadow and meter.poll & state.system_flags:
+            meter.words[stub.STOPPED // 4] = 1
+            uclib.uc_emu_stop(self._engine)
+            return
+        known_address, known_size, instructions = self._translated
+        if (known_address, known_size) != (address, size):
+            instructions = self._handler.count(address & 0xFFFFFFFF, size)  # type: ignore[union-attr]
+        if instructions == 1 and not shadow and self._restarted(address, size):
+            return_address = 0
+        if not meter.charge(return_address, address & 0xFFFFFFFF, size, instructions):
+            uclib.uc_emu_stop(self._engine)
+
+    def _restarted(self, address: int, size: int) -> bool:
+        """Whether this block of one instruction is a store that the engine does over.
+
+        A store into the block that is being executed ends that block in the middle without any exit: the
+        engine drops the block and executes the store again on its own. The rest of the block, charged when
+        it was entered, is given back. Such a block is not remembered, so that every visit comes here.
+        """
+        start, length, charged = self.meter.last_block()
+        if not start <= address < start + length or not self._handler.is_store_only(address, size):  # type: ignore[union-attr]
+            return False
+        done = self._handler.count(start, address - start)  # type: ignore[union-attr]
+        self.meter.budget += charged - done
+        return True
+
+    def _on_block_in_python(self, uc: int, address: int, size: int, data: int) -> None:
+        """Where the machine code does not run: the same, for every block."""
+        self._on_block(uc, address, size, data, 0)
+
+
+def _u64_at(address: int) -> int:
+    return ctypes.c_uint64.from_address(address).value
+
+
+def _context_bytes(uc: unicorn.Uc) -> bytes:
+    context = uc.context_save()
+    return ctypes.string_at(context.context.value, uclib.uc_context_size(uc._uch))
+
+
+def _verify_layout() -> None:
+    """Check `layout` on a scratch engine: markers through the public interface, then one known fault."""
+    uc = Engine._open()
+
+    def write(name: str, value: object) -> None:
+        if name == "MSR":
+            assert isinstance(value, tuple)
+            uc.msr_write(*value)
+        else:
+            uc.reg_write(getattr(X, f"UC_X86_REG_{name}"), value)
+
+    at.verify(write, lambda: _context_bytes(uc))
+    uc = Engine._open()
+    uc.mem_map(0x1000, _PAGE)
+    uc.mem_write(0x1000, bytes.fromhex("66b83812 8ed8"))  # mov ax, 0x1238; mov ds, ax: #GP(0x1238)
+    saved: list[bytes] = []
+
+    def on_interrupt(_uc: object, _vector: int, _data: object) -> None:
+        saved.append(_context_bytes(uc))
+        uc.emu_stop()
+
+    uc.reg_write(X.UC_X86_REG_CR0, 0x11)
+    uc.hook_add(U.UC_HOOK_INTR, on_interrupt)
+    uc.emu_start(0x1000, 0x1006)
+    if not saved:
+        raise EngineError("this Unicorn reports no fault where one is due: install unicorn==2.1.4")
+    at.verify_fault(lambda: saved[0], 13, 0x1238)
+    uc = Engine._open()
+    uc.mem_map(0x1000, _PAGE)
+    uc.mem_write(0x1000, bytes.fromhex("a134125a5a"))  # mov eax, [0x5a5a1234]
+
+    def fill(_uc: object, address: int, _access: int, entry: _TlbEntry, _data: object) -> bool:
+        entry.paddr, entry.perms = address, U.UC_PROT_ALL
+        return bool(address == 0x1000)
+
+    uc.hook_add(U.UC_HOOK_TLB_FILL, fill)
+    uc.ctl_set_tlb_mode(U.UC_TLB_VIRTUAL)
+    try:
+        uc.emu_start(0x1000, 0x1005)
+    except unicorn.UcError:
+        at.verify_refusal(_u64_at(uc._uch.value + at.INVALID_ADDRESS), 0x5A5A1234)
+    else:
+        raise EngineError("this Unicorn lets a refused access pass: install unicorn==2.1.4")

@@ -1,0 +1,214 @@
+"""The few bytes of machine code that run at every basic block: they count instructions and stop the CPU.
+
+Nothing may stop this engine from outside: a stop that lands inside an instruction repeats its memory
+access (measured; the guest is silently corrupted). So the CPU is stopped at block boundaries, by a hook
+that runs before each block. In Python that hook would cost a microsecond a block; here it is thirty
+instructions of x86-64 and costs about a nanosecond.
+
+How it knows the number of instructions of a block, which the hook is not told: the hook is called from the
+block's own translation, so the return address on the stack names the translation. A table from return
+address to (guest address, size, instructions) is filled by a Python callback on the first visit.
+
+The *meter* is the memory that the code and Python share:
+
+    0   i64  budget        instructions that may still be started; a block that does not fit stops the CPU
+    8   u32  poll          stop where EFLAGS has one of these bits: IF for "an interrupt is pending",
+                           bit 1 (always one) for "stop now"; not in an interrupt shadow
+    12  u32  stopped       set by the code when it stops the CPU
+    16  u64  last          address of the table entry of the block that was charged last
+    32  u64  registers     address of the CPU's register file (written by `capture`)
+    64  ...  entries       {u64 return address, u32 guest address, u16 size, u16 instructions}
+
+On a host that is not x86-64 there is no such code and the Python callback runs for every block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+import struct
+
+from vmm.machine.cpu import layout as at
+
+ENTRIES = 1 << 14
+ENTRY_SIZE = 16
+BUDGET, POLL, STOPPED, LAST, REGISTERS, TABLE = 0, 8, 12, 16, 32, 64
+METER_SIZE = TABLE + ENTRIES * ENTRY_SIZE
+STOP_NOW = 1 << 1
+ENTRY = struct.Struct("<QIHH")
+
+
+def supported() -> bool:
+    """Whether this host runs the machine code below (x86-64 with the System V calling convention)."""
+    return platform.machine() in ("x86_64", "AMD64") and platform.system() != "Windows"
+
+
+def index(return_address: int) -> int:
+    """The table slot of a translation."""
+    return (return_address & 0xFFFFFFFF) >> 2 & ENTRIES - 1
+
+
+class _Assembler:
+    """Just enough to place forward branches."""
+
+    def __init__(self) -> None:
+        self.code = bytearray()
+        self.fixups: list[tuple[int, str]] = []
+        self.labels: dict[str, int] = {}
+
+    def emit(self, text: str, *tail: bytes) -> None:
+        self.code += bytes.fromhex(text) + b"".join(tail)
+
+    def branch(self, opcode: int, label: str) -> None:
+        self.code += bytes((opcode, 0))
+        self.fixups.append((len(self.code) - 1, label))
+
+    def label(self, name: str) -> None:
+        self.labels[name] = len(self.code)
+
+    def finish(self) -> bytes:
+        for at_byte, name in self.fixups:
+            distance = self.labels[name] - (at_byte + 1)
+            assert -128 <= distance < 128, name
+            self.code[at_byte] = distance & 0xFF
+        return bytes(self.code)
+
+
+def _displacement(value: int) -> bytes:
+    return struct.pack("<i", value)
+
+
+def _quad(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
+def block_code(stop: int, miss: int) -> bytes:
+    """The block hook. `stop` and `miss` are the addresses of `uc_emu_stop` and of the Python callback.
+
+    Arguments in rdi, rsi, edx, rcx: engine, guest address, size, meter; rbp holds the CPU's registers,
+    as in all code that the engine generates. The callback gets the return address as a fifth argument.
+    """
+    a = _Assembler()
+    a.emit("488b0424")  # mov rax, [rsp]          the return address names the translation
+    a.emit("4189c0")  # mov r8d, eax
+    a.emit("41c1e802")  # shr r8d, 2
+    a.emit("4181e0", struct.pack("<I", ENTRIES - 1))  # and r8d, ENTRIES - 1
+    a.emit("49c1e004")  # shl r8, 4
+    a.emit("4d8d4c08", bytes([TABLE]))  # lea r9, [r8+rcx+TABLE]
+    a.emit("493b01")  # cmp rax, [r9]
+    a.branch(0x75, "miss")
+    a.emit("413b7108")  # cmp esi, [r9+8]
+    a.branch(0x75, "miss")
+    a.emit("6641", b"\x3b\x51\x0c")  # cmp dx, [r9+12]
+    a.branch(0x75, "miss")
+    a.emit("448b4108")  # mov r8d, [rcx+POLL]
+    a.emit("448585", _displacement(at.EFLAGS))  # test [rbp+EFLAGS], r8d
+    a.branch(0x75, "poll")
+    a.label("charge")
+    a.emit("410fb7410e")  # movzx eax, word [r9+14]
+    a.emit("482901")  # sub [rcx], rax
+    a.branch(0x78, "exhausted")
+    a.emit("4c894910")  # mov [rcx+LAST], r9
+    a.emit("c3")
+    a.label("exhausted")
+    a.emit("480101")  # add [rcx], rax
+    a.branch(0xEB, "stop")
+    a.label("poll")
+    a.emit("f685", _displacement(at.HFLAGS), bytes([at.HF_INHIBIT_IRQ]))  # test byte [rbp+HFLAGS], shadow
+    a.branch(0x75, "charge")
+    a.label("stop")
+    a.emit("c7410c01000000")  # mov dword [rcx+STOPPED], 1
+    a.emit("48b8", _quad(stop), b"\xff\xe0")  # mov rax, stop; jmp rax
+    a.label("miss")
+    a.emit("4989c0")  # mov r8, rax
+    a.emit("48b8", _quad(miss), b"\xff\xe0")  # mov rax, miss; jmp rax
+    return a.finish()
+
+
+# mov [rcx+REGISTERS], rbp; ret
+CAPTURE_CODE = bytes.fromhex("488969") + bytes([REGISTERS]) + b"\xc3"
+
+
+class CodePage:
+    """Executable host memory, kept alive as long as the engine that calls it."""
+
+    def __init__(self) -> None:
+        self._map = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._used = 0
+
+    def add(self, code: bytes) -> int:
+        """Place `code`; return its address."""
+        start = self._used
+        self._map[start : start + len(code)] = code
+        self._used = start + (len(code) + 15 & ~15)
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + start
+
+
+class Meter:
+    """The shared memory, seen from Python."""
+
+    def __init__(self) -> None:
+        self._map = mmap.mmap(-1, METER_SIZE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        view = memoryview(self._map)
+        self.quads = view.cast("q")
+        self.words = view.cast("I")
+        self.halves = view.cast("H")
+
+    @property
+    def budget(self) -> int:
+        return self.quads[BUDGET // 8]
+
+    @budget.setter
+    def budget(self, value: int) -> None:
+        self.quads[BUDGET // 8] = value
+
+    @property
+    def poll(self) -> int:
+        return self.words[POLL // 4]
+
+    @poll.setter
+    def poll(self, value: int) -> None:
+        self.words[POLL // 4] = value
+
+    def take_stopped(self) -> bool:
+        """Whether the code stopped the CPU since the last call."""
+        stopped = self.words[STOPPED // 4]
+        self.words[STOPPED // 4] = 0
+        return bool(stopped)
+
+    def last_block(self) -> tuple[int, int, int]:
+        """(guest linear address, size in bytes, instructions) of the block charged last; zeroes if none."""
+        slot = self.quads[LAST // 8]
+        if not slot:
+            return 0, 0, 0
+        offset = slot - self.address
+        return self.words[offset // 4 + 2], self.halves[offset // 2 + 6], self.halves[offset // 2 + 7]
+
+    def enter(self, return_address: int, address: int, size: int, instructions: int) -> None:
+        """Remember a translation."""
+        offset = TABLE + index(return_address) * ENTRY_SIZE
+        ENTRY.pack_into(self._map, offset, return_address, address, size, instructions)
+
+    def charge(self, return_address: int, address: int, size: int, instructions: int) -> bool:
+        """What the code does, done by Python: charge a block; False (nothing charged) if it does not fit.
+
+        A `return_address` of zero charges without remembering the translation.
+        """
+        if self.budget < instructions:
+            self.words[STOPPED // 4] = 1
+            return False
+        self.enter(return_address, address, size, instructions)
+        self.quads[LAST // 8] = self.address + TABLE + index(return_address) * ENTRY_SIZE
+        self.budget -= instructions
+        return True
+
+    def forget_last(self) -> None:
+        """The block charged last is over: what follows is at a boundary."""
+        self.quads[LAST // 8] = 0
+
+    def clear(self) -> None:
+        """Forget every translation (the engine has dropped its own)."""
+        self._map[TABLE:METER_SIZE] = bytes(METER_SIZE - TABLE)
+        self.forget_last()

@@ -1,0 +1,530 @@
+"""The machine: CPU, memory, ports, interrupts and devices, and the loop that runs them.
+
+It knows nothing of virtualization. `Control` says what the hardware does with an exception, an interrupt, a
+privileged port; on the bare machine that is the manual, under a monitor it is the monitor.
+
+The hard part is time. With the instruction clock an interrupt must come after exactly so many instructions,
+while the engine executes blocks: the meter stops the CPU before a block that would go past the deadline, and
+the rest is executed one instruction at a time, by the mechanism of the interrupt shadow, which the guest
+cannot see.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vmm.errors import GuestError
+from vmm.events import Event, ExitTable, Listener
+from vmm.isa.decode import Instruction, count_instructions, decode
+from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector, name
+from vmm.isa.words import DR6, EFlags
+from vmm.machine import sites
+from vmm.machine.bus import PortBus
+from vmm.machine.clock import Clock, HostClock, InstructionClock
+from vmm.machine.control import Control
+from vmm.machine.cpu import layout as at
+from vmm.machine.cpu import stub
+from vmm.machine.cpu.engine import FETCH, Engine, Stop
+from vmm.machine.cpuid import cpuid
+from vmm.machine.delivery import Fault, TripleFault
+from vmm.machine.memory import ONES, Memory
+from vmm.machine.paging import PageFault
+from vmm.machine.pc import TIMED_PORTS, Devices
+from vmm.machine.processor import Linear
+from vmm.machine.tlb import FrameTable
+
+FOREVER = 1 << 60  # more instructions than anyone waits for
+
+Kind = Literal["exit", "halt", "triple-fault", "budget", "timeout", "error", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: for `exit` the guest's status, else the reason in `detail`."""
+
+    kind: Kind
+    status: int
+    detail: str
+
+
+@dataclass
+class Accounting:
+    """Where the count of retired instructions stands: `base` at the last arming, `armed` granted since."""
+
+    base: int = 0
+    armed: int = 0
+
+
+@dataclass
+class Run:
+    """What the loop must remember between exits."""
+
+    outcome: Outcome | None = None
+    fault: Fault | None = None  # to be raised at the instruction where the machine stands
+    step: bool = False  # the next block is more than the deadline allows
+    poke: str = ""  # why somebody outside asked to stop
+    listeners: list[Listener] = field(default_factory=list)
+
+
+class Machine:
+    """A PC with `memory_size` bytes of RAM. `console` gets what the guest writes to its console."""
+
+    def __init__(
+        self,
+        memory_size: int,
+        *,
+        clock: Clock | None = None,
+        console: Callable[[bytes], None] = lambda _data: None,
+        engine: Engine | None = None,
+    ) -> None:
+        self.memory = Memory(memory_size)
+        self.engine = engine or Engine()
+        self.engine.map_memory(0, memory_size, self.memory.host_address)
+        self.engine.map_memory(ONES, 0x2000, self.memory.stand_in_address)
+        self.state = self.engine.state
+        self.linear = Linear(self.state, self.memory)
+        self.frames = FrameTable(self.memory, self.engine)
+        self.clock: Clock = clock or InstructionClock()
+        self.exits = ExitTable()
+        self.accounting = Accounting()
+        self.run_state = Run()
+        self._ahead = 0  # charged but not yet executed, while a hook in the middle of a block runs
+        self._interrupt_pending = False
+        self._control: Control | None = None
+        self.bus = PortBus()
+        self.devices = Devices(
+            self.bus,
+            memory_size,
+            now=self.now,
+            console=console,
+            interrupt=self._interrupt_line,
+            a20=self._set_a20,
+            reset=lambda: self.end(Outcome("halt", 0, "the guest reset the machine")),
+            exit_run=lambda value: self.end(Outcome("exit", (value << 1 | 1) & 0xFF, "isa-debug-exit")),
+        )
+        self.engine.attach(self)
+
+    def attach(self, control: Control) -> None:
+        """Who answers the exits from now on."""
+        self._control = control
+
+    @property
+    def control(self) -> Control:
+        assert self._control is not None, "attach a control before running"
+        return self._control
+
+    # Time
+
+    def retired(self) -> int:
+        """Guest instructions completed until now."""
+        a = self.accounting
+        return a.base + a.armed - self.engine.meter.budget - self._ahead
+
+    def now(self) -> int:
+        """Guest time in nanoseconds."""
+        return self.clock.now(self.retired())
+
+    def tsc(self) -> int:
+        """The time-stamp counter: 100 MHz of guest time."""
+        return self.now() // 10 + self.clock.state.tsc_offset & (1 << 64) - 1
+
+    def _arm(self, instructions: int) -> None:
+        a = self.accounting
+        a.base, a.armed = self.retired(), instructions
+        self.engine.meter.budget = instructions
+
+    def _unexecuted(self) -> int:
+        """Instructions of the block charged last that have not completed, EIP being inside it."""
+        start, size, count = self.engine.meter.last_block()
+        eip = self.state.linear_eip
+        if not start <= eip < start + size:
+            return 0
+        return count - self.count(start, eip - start) if eip != start else count
+
+    def settle(self) -> None:
+        """Give back what was charged for the rest of an interrupted block. EIP must not have moved yet."""
+        meter = self.engine.meter
+        meter.budget += self._unexecuted()
+        meter.forget_last()
+
+    def count(self, address: int, size: int) -> int:
+        """Instructions in straight-line code (engine callback)."""
+        return count_instructions(self.linear.code(address, size)) if size else 0
+
+    def is_store_only(self, address: int, size: int) -> bool:
+        """Whether the one instruction in these bytes ends no block by itself (engine callback)."""
+        instruction = decode(self.linear.code(address, size), 0)
+        return instruction is not None and _stores_only(instruction)
+
+    # Ending and watching
+
+    def end(self, outcome: Outcome) -> None:
+        """End the run at the instruction boundary that is being reached."""
+        if self.run_state.outcome is None:
+            self.run_state.outcome = outcome
+
+    def poke(self, reason: str) -> None:
+        """From another thread or a signal handler: stop at the next block boundary, for `reason`."""
+        self.run_state.poke = reason
+        self.engine.meter.poll = stub.STOP_NOW
+
+    def emit(self, kind: str, detail: str = "", **data: int | str) -> None:
+        """Tell the listeners; costs one test where there are none."""
+        if self.run_state.listeners:
+            event = Event(kind, self.retired(), self.state.eip, detail, data)
+            for listener in self.run_state.listeners:
+                listener(event)
+
+    # Interrupt line and A20
+
+    def _interrupt_line(self, level: bool) -> None:
+        self._interrupt_pending = level
+        self._update_poll()
+
+    def _update_poll(self) -> None:
+        if self.run_state.poke:
+            self.engine.meter.poll = stub.STOP_NOW
+        else:
+            self.engine.meter.poll = self.control.poll if self._interrupt_pending and self._control else 0
+
+    def _set_a20(self, enabled: bool) -> None:
+        mask = 0xFFFFFFFF if enabled else 0xFFEFFFFF
+        if mask != self.linear.a20_mask:
+            self.linear.a20_mask = mask
+            self.engine.flush_tlb()
+
+    # The loop
+
+    def run(self, max_instructions: int | None = None) -> Outcome:
+        """Run until the guest ends, or `max_instructions` have retired in all, or somebody pokes."""
+        limit = FOREVER if max_instructions is None else max_instructions
+        state = self.run_state
+        state.outcome = None
+        try:
+            while True:
+                self._before_entry(limit)
+                if state.outcome is not None:
+                    return state.outcome
+                if state.step:
+                    self.state.inhibited = True
+                    state.step = False
+                stop = self.engine.run()
+                started = time.perf_counter_ns()
+                reason = self._HANDLERS[stop](self)
+                if reason:
+                    self.exits.add(reason, time.perf_counter_ns() - started)
+        except TripleFault as shutdown:
+            detail = f"triple fault at EIP {shutdown.eip:#x}: {shutdown}"
+            return Outcome("triple-fault", 0, detail)
+        except GuestError as error:
+            return Outcome("error", 0, str(error))
+
+    def _before_entry(self, limit: int) -> None:
+        """What hardware does between two instructions: faults of our own, time, interrupts."""
+        state = self.run_state
+        if state.fault is not None:
+            fault, state.fault = state.fault, None
+            state.step = False
+            self.control.fault(fault)
+        if state.poke:
+            reason, state.poke = state.poke, ""
+            self._update_poll()
+            if reason != "tick":
+                self.end(Outcome("timeout" if reason == "timeout" else "interrupted", 0, reason))
+        if state.outcome is not None:
+            return
+        retired = self.retired()
+        if retired >= limit:
+            self.end(Outcome("budget", 0, f"the budget of {limit} instructions is spent"))
+            return
+        deadline = self.devices.deadline()
+        if deadline is not None and deadline <= self.now():
+            self.devices.tick()
+            deadline = self.devices.deadline()
+        if self._interrupt_pending and self.control.can_interrupt():
+            self.take_interrupt()
+        self._update_poll()
+        grant = limit - retired
+        if deadline is not None and self.clock.exact:
+            grant = min(grant, self.clock.instructions_until(deadline, retired))
+        self._arm(grant)
+
+    def take_interrupt(self) -> None:
+        """The INTA cycle, and delivery."""
+        started = time.perf_counter_ns()
+        self.run_state.step = False
+        vector = self.devices.pics.acknowledge()
+        self.emit("interrupt", f"vector {vector:#x}", vector=vector)
+        self.control.interrupt(vector)
+        self.exits.add("external interrupt", time.perf_counter_ns() - started)
+
+    # Endings of `engine.run`: each returns the exit's name for the table, or "" where another counted it.
+
+    def _after_meter(self) -> str:
+        """At a block boundary: the deadline, a deliverable interrupt, a poke, or a block that does not fit."""
+        meter = self.engine.meter
+        meter.forget_last()
+        polled = bool(meter.poll & self.state.system_flags) and not self.state.inhibited
+        self.run_state.step = meter.budget > 0 and not polled
+        return ""
+
+    def _after_request(self) -> str:
+        return ""
+
+    def _after_halt(self) -> str:
+        """HLT: sleep until a device interrupts; where nothing can, the guest has ended."""
+        self.engine.meter.forget_last()
+        self.emit("hlt")
+        while not self._interrupt_pending:
+            deadline = self.devices.deadline()
+            if not self.control.can_wake() or deadline is None:
+                why = "with interrupts off" if not self.control.can_wake() else "and no device will interrupt"
+                self.end(Outcome("halt", 0, f"halted {why}"))
+                break
+            self.clock.sleep_until(deadline, self.retired())
+            self.devices.tick()
+            if self.run_state.poke:
+                break
+        else:
+            if not self.control.can_wake():
+                self.end(Outcome("halt", 0, "halted with interrupts off"))
+        return "hlt"
+
+    def _after_refusal(self) -> str:
+        address, access = self.engine.refused
+        if access == FETCH:
+            self.engine.meter.forget_last()
+            if self._fetch_runs_ahead(address):
+                self.run_state.step = True
+                return ""
+        else:
+            self.settle()
+        self.emit("page fault", f"{address:#x}", address=address)
+        self.control.page_fault(address, access)
+        return "exception #PF"
+
+    def _fetch_runs_ahead(self, address: int) -> bool:
+        """Whether the refused fetch was for a later instruction of the block than the one at EIP.
+
+        The engine translates a whole block before it executes any of it, so it can ask for a page that
+        the instructions before never reach. Executing one by one finds out.
+        """
+        eip = self.state.linear_eip
+        return address & ~0xFFF != eip & ~0xFFF and not self.state.inhibited
+
+    def _after_site(self) -> str:
+        """An instruction that the machine executes itself."""
+        self.settle()
+        instruction = self.decode_here()
+        assert instruction is not None
+        self.emit("instruction", instruction.mnemonic.lower())
+        reason = f"instruction {instruction.mnemonic}"
+        stepping = self.state.system_flags & EFlags.TF
+        try:
+            self.control.execute(instruction)
+        except (Fault, PageFault) as fault:
+            self.control.fault(fault)
+            return reason
+        self.state.inhibited = False
+        if stepping:
+            self.state.set_word(at.DR6, self.state.word(at.DR6) | DR6.BS)
+            self.control.exception(Vector.DB, 0, False)
+        return reason
+
+    def retire(self) -> None:
+        """Count an instruction, or a pass of a repeated one, that was not executed by the engine."""
+        self.engine.meter.budget -= 1
+
+    def must_stop(self) -> bool:
+        """Whether a repeated instruction that the machine executes must pause between two passes."""
+        if self.engine.meter.budget <= 0 or self.run_state.outcome is not None or self.run_state.poke:
+            return True
+        return self._interrupt_pending and self.control.can_interrupt()
+
+    def decode_here(self) -> Instruction | None:
+        """The instruction at EIP."""
+        eip = self.state.linear_eip
+        return decode(self.linear.code(eip, 15), eip)
+
+    _HANDLERS = {
+        Stop.METER: _after_meter,
+        Stop.REQUESTED: _after_request,
+        Stop.HALT: _after_halt,
+        Stop.REFUSED: _after_refusal,
+        Stop.SITE: _after_site,
+    }
+
+    # Exits handled inside the engine's callbacks (`engine.Handler`)
+
+    def on_exception(self, vector: int, software: bool) -> None:
+        started = time.perf_counter_ns()
+        if vector == Vector.DB and not software:
+            self.engine.meter.forget_last()  # a trap: EIP is past the instruction, perhaps back at it
+        else:
+            self.settle()
+        error_code = 0
+        if not software and vector in ERROR_CODE_VECTORS:
+            error_code = self.state.word(at.ERROR_CODE) & 0xFFFF
+        reason = self._dispatch(vector, error_code, software)
+        self.exits.add(reason, time.perf_counter_ns() - started)
+        self._leave_if_due()
+
+    def _dispatch(self, vector: int, error_code: int, software: bool) -> str:
+        reason = f"INT {vector:#x}" if software else f"exception {name(vector)}"
+        if self.run_state.listeners:
+            self.emit(reason, "", vector=vector, error_code=error_code)
+        self.control.exception(vector, error_code, software)
+        return reason
+
+    def _leave_if_due(self) -> None:
+        """After an exit handled inside: leave the engine if the loop has something to do first."""
+        if self.run_state.outcome is not None or (self._interrupt_pending and self.control.can_interrupt()):
+            self.engine.stop()
+
+    def on_invalid(self) -> None:
+        self.on_exception(Vector.UD, False)
+
+    def on_cpuid(self) -> None:
+        values = cpuid(self.state.get(0), self.state.get(1))
+        for register, value in zip((0, 3, 1, 2), values, strict=True):
+            self.state.set(register, value)
+        self.exits.add("CPUID", 0)
+
+    def on_rdtsc(self) -> int:
+        self._ahead = self._unexecuted()
+        try:
+            return self.tsc()
+        finally:
+            self._ahead = 0
+            self.exits.add("RDTSC", 0)
+
+    def on_sysenter(self) -> None:
+        started = time.perf_counter_ns()
+        self.settle()
+        instruction = self.decode_here()
+        assert instruction is not None
+        try:
+            self.control.sysenter()
+            self.state.eip -= instruction.size  # the engine adds it afterwards
+            self.retire()
+        except Fault as fault:
+            self.run_state.fault = fault
+            self.engine.seal()
+        self.exits.add("SYSENTER", time.perf_counter_ns() - started)
+
+    def fill(self, address: int, access: int) -> tuple[int, int] | None:
+        return self.control.fill(address, access)
+
+    def on_translated(self, address: int, size: int) -> tuple[int, ...]:
+        return sites.find(self.linear.code(address & 0xFFFFFFFF, size), address & 0xFFFFFFFF)
+
+    def on_site(self, address: int) -> bool:
+        instruction = self.decode_here()
+        return instruction is not None and sites.is_site(instruction) and self.control.wants(instruction)
+
+    # Ports
+
+    def on_in(self, port: int, size: int) -> int:
+        started = time.perf_counter_ns()
+        self._ahead = self._unexecuted()
+        try:
+            if not self.control.port_allowed(port, size):
+                self._refuse_port()
+                return 0
+            value = self.bus.read(port, size)
+            if self.run_state.listeners:
+                self.emit("in", f"{port:#x}", port=port, size=size, value=value)
+            if self._must_end_block(port):
+                mask = (1 << 8 * size) - 1
+                self.state.set(0, self.state.get(0) & ~mask | value & mask)
+                self._end_block()
+            return value
+        finally:
+            self._ahead = 0
+            self.exits.add("IN", time.perf_counter_ns() - started)
+
+    def on_out(self, port: int, size: int, value: int) -> None:
+        started = time.perf_counter_ns()
+        self._ahead = self._unexecuted()
+        try:
+            if not self.control.port_allowed(port, size):
+                self._refuse_port()
+                return
+            if self.run_state.listeners:
+                self.emit("out", f"{port:#x}", port=port, size=size, value=value)
+            self.bus.write(port, size, value)
+            if self._must_end_block(port):
+                self._end_block()
+        finally:
+            self._ahead = 0
+            self.exits.add("OUT", time.perf_counter_ns() - started)
+
+    def _refuse_port(self) -> None:
+        """#GP(0) at the port instruction: nothing after it in the block may happen."""
+        self.run_state.fault = Fault(Vector.GP, 0)
+        self.engine.meter.budget += self._ahead
+        self._ahead = 0
+        self.engine.seal()
+
+    def _must_end_block(self, port: int) -> bool:
+        """Whether the access changed what happens at the very next instruction boundary."""
+        if self.run_state.outcome is not None:
+            return True
+        if self._interrupt_pending and self.control.can_interrupt():
+            return True
+        return port in TIMED_PORTS and self.clock.exact and self._deadline_is_near()
+
+    def _deadline_is_near(self) -> bool:
+        """Bring a nearer deadline into the meter; True if it lies within the block being executed."""
+        deadline = self.devices.deadline()
+        if deadline is None:
+            return False
+        a, meter = self.accounting, self.engine.meter
+        retired = self.retired() + 1  # the port instruction included
+        too_much = a.base + a.armed - (retired + self.clock.instructions_until(deadline, retired))
+        if too_much <= 0:
+            return False
+        if too_much > meter.budget:
+            return True
+        a.armed -= too_much
+        meter.budget -= too_much
+        return False
+
+    def _end_block(self) -> None:
+        """End the block right after the IN or OUT at EIP."""
+        instruction = self.decode_here()
+        assert instruction is not None
+        self.engine.meter.budget += self._ahead - 1
+        self._ahead = 0
+        self.state.eip = instruction.next - self.state.segment_base(at.CS)
+        self.state.inhibited = False
+        self.engine.seal()
+
+
+def _transfers(instruction: Instruction) -> bool:
+    """Whether an instruction with a memory operand ends a block: FF /2../5, and loads of SS."""
+    if instruction.opcode == 0xFF:
+        return instruction.reg in (2, 3, 4, 5)
+    return instruction.opcode == 0x8E and instruction.reg == at.SS
+
+
+_STRING_STORES = frozenset((0xA4, 0xA5, 0xAA, 0xAB))
+
+
+def _stores_only(instruction: Instruction) -> bool:
+    """Whether an instruction may store and yet ends no block by itself.
+
+    A pass of a repeated one does end its block, so it cannot be told from one that is done over: a REP MOVS
+    that overwrites the very block it ends is counted once too often.
+    """
+    if instruction.opcode in _STRING_STORES:
+        return not instruction.repeat
+    if instruction.memory is not None:
+        return not _transfers(instruction)
+    return instruction.mnemonic.startswith("PUSH")
+
+
+__all__ = ["HostClock", "InstructionClock", "Kind", "Machine", "Outcome"]

@@ -1,0 +1,76 @@
+"""The devices of a PC/AT, wired together: who drives which interrupt line, and which ports they answer.
+
+The wiring is all there is here; what a device does is in `devices/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmm.machine.bus import PortBus
+from vmm.machine.devices.pic import PicPair
+from vmm.machine.devices.pit import Pit, SpeakerPort
+from vmm.machine.devices.rtc import Rtc
+from vmm.machine.devices.signals import Timed
+from vmm.machine.devices.system import DebugConsole, DebugExit, Port92
+from vmm.machine.devices.uart import Uart
+from vmm.machine.devices.vga import Crtc
+
+TIMER_IRQ, COM1_IRQ, RTC_IRQ = 0, 4, 8
+COM1 = 0x3F8
+
+# Ports whose access may change when a timed device next interrupts.
+TIMED_PORTS = frozenset((0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71))
+
+
+class Devices:
+    """All devices of the machine. `now` is guest time in ns; the other arguments are lines and callbacks."""
+
+    def __init__(
+        self,
+        bus: PortBus,
+        memory_size: int,
+        *,
+        now: Callable[[], int],
+        console: Callable[[bytes], None],
+        interrupt: Callable[[bool], None],
+        a20: Callable[[bool], None],
+        reset: Callable[[], None],
+        exit_run: Callable[[int], None],
+    ) -> None:
+        self.pics = PicPair(interrupt)
+        self.pit = Pit(self.pics.line(TIMER_IRQ), now)
+        self.speaker = SpeakerPort(self.pit, now)
+        self.uart = Uart(self.pics.line(COM1_IRQ), console)
+        self.rtc = Rtc(self.pics.line(RTC_IRQ), now, memory_size)
+        self.port92 = Port92(a20, reset)
+        self.debug_console = DebugConsole(console)
+        self.debug_exit = DebugExit(exit_run)
+        self.crtc = Crtc()
+        bus.attach(0x20, 2, self.pics.master, "master PIC")
+        bus.attach(0xA0, 2, self.pics.slave, "slave PIC")
+        bus.attach(0x4D0, 2, self.pics.elcr, "PIC trigger modes")
+        bus.attach(0x40, 4, self.pit, "PIT")
+        bus.attach(0x61, 1, self.speaker, "speaker port")
+        bus.attach(COM1, 8, self.uart, "COM1")
+        bus.attach(0x70, 2, self.rtc, "RTC")
+        bus.attach(0x92, 1, self.port92, "port 92")
+        bus.attach(0xE9, 1, self.debug_console, "debug console")
+        bus.attach(0xF4, 4, self.debug_exit, "isa-debug-exit")
+        bus.attach(0x3D4, 2, self.crtc, "CRTC")
+        bus.attach(0x3DA, 1, self.crtc.status, "VGA status")
+        self._timed: tuple[Timed, ...] = (self.pit, self.rtc)
+
+    def deadline(self) -> int | None:
+        """When a line next moves by itself, in ns of guest time."""
+        nearest = None
+        for device in self._timed:
+            deadline = device.deadline()
+            if deadline is not None and (nearest is None or deadline < nearest):
+                nearest = deadline
+        return nearest
+
+    def tick(self) -> None:
+        """Bring every line up to date with the clock."""
+        for device in self._timed:
+            device.tick()

@@ -1,0 +1,175 @@
+"""The bare processor as `delivery` needs it: the engine's registers, descriptor tables in guest memory.
+
+Also the linear view of memory: what the processor itself reads and writes on behalf of an instruction, with
+the guest's own page tables in force.
+"""
+
+from __future__ import annotations
+
+from vmm.isa.descriptors import TABLE_INDICATOR, Descriptor
+from vmm.machine.cpu import layout as at
+from vmm.machine.cpu.state import CpuState
+from vmm.machine.delivery import TaskState
+from vmm.machine.memory import Memory
+from vmm.machine.paging import PageFault, Translation, walk
+
+
+class Linear:
+    """Linear memory through the page tables that CR3 names; raises `PageFault`."""
+
+    def __init__(self, state: CpuState, memory: Memory) -> None:
+        self._state, self._memory = state, memory
+        self.a20_mask = 0xFFFFFFFF
+
+    def translate(self, address: int, *, write: bool, user: bool, mark: bool = True) -> Translation:
+        s = self._state
+        return walk(
+            self._memory, s.cr0, s.cr3, s.cr4, self.a20_mask, address, write=write, user=user, mark=mark
+        )
+
+    def read(self, address: int, size: int, *, user: bool = False, mark: bool = True) -> int:
+        if (address & 0xFFF) + size <= 0x1000:
+            frame = self.translate(address, write=False, user=user, mark=mark).frame
+            return self._memory.read(frame | address & 0xFFF, size)
+        value = 0
+        for i in range(size):
+            value |= self.read(address + i & 0xFFFFFFFF, 1, user=user, mark=mark) << 8 * i
+        return value
+
+    def write(self, address: int, size: int, value: int, *, user: bool = False) -> None:
+        """All or nothing: both pages of a straddling write are checked before a byte changes."""
+        first = self.translate(address, write=True, user=user).frame
+        room = 0x1000 - (address & 0xFFF)
+        if size <= room:
+            self._memory.write(first | address & 0xFFF, size, value)
+            return
+        second = self.translate(address + room & 0xFFFFFFFF, write=True, user=user).frame
+        self._memory.write(first | address & 0xFFF, room, value & (1 << 8 * room) - 1)
+        self._memory.write(second, size - room, value >> 8 * room)
+
+    def probe_write(self, address: int, size: int, *, user: bool) -> None:
+        """Check that a write would succeed, as the processor does before it commits; raises `PageFault`."""
+        self.translate(address, write=True, user=user)
+        if (address & 0xFFF) + size > 0x1000:
+            self.translate((address | 0xFFF) + 1 & 0xFFFFFFFF, write=True, user=user)
+
+    def code(self, address: int, size: int) -> bytes:
+        """Up to `size` bytes at a linear address, without leaving a trace; shorter where a page is absent."""
+        data = bytearray()
+        while len(data) < size:
+            here = address + len(data) & 0xFFFFFFFF
+            length = min(size - len(data), 0x1000 - (here & 0xFFF))
+            try:
+                frame = self.translate(here, write=False, user=False, mark=False).frame
+            except PageFault:
+                break
+            start = frame | here & 0xFFF
+            if self._memory.is_ram(start):
+                data += self._memory.bytes[start : start + length]
+            else:
+                data += b"\xff" * length
+        return bytes(data)
+
+
+class BareProcessor:
+    """`delivery.Processor` over the CPU itself."""
+
+    def __init__(self, state: CpuState, linear: Linear, memory: Memory) -> None:
+        self._state, self._linear, self._memory = state, linear, memory
+        self.read = linear.read
+        self.write = linear.write
+
+    @property
+    def cpl(self) -> int:
+        return self._state.cpl
+
+    @cpl.setter
+    def cpl(self, value: int) -> None:
+        raise AssertionError("CPL changes with the stack segment")
+
+    @property
+    def eip(self) -> int:
+        return self._state.eip
+
+    @eip.setter
+    def eip(self, value: int) -> None:
+        self._state.eip = value
+
+    @property
+    def esp(self) -> int:
+        return self._state.esp
+
+    @esp.setter
+    def esp(self, value: int) -> None:
+        self._state.esp = value
+
+    @property
+    def eflags(self) -> int:
+        return self._state.eflags
+
+    @eflags.setter
+    def eflags(self, value: int) -> None:
+        self._state.eflags = value
+
+    @property
+    def cr2(self) -> int:
+        return self._state.cr2
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self._state.cr2 = value
+
+    def selectors(self) -> tuple[int, int, int, int, int, int]:
+        s = self._state
+        return (s.selector(0), s.selector(1), s.selector(2), s.selector(3), s.selector(4), s.selector(5))
+
+    def idt(self) -> tuple[int, int]:
+        return self._state.table(at.IDT)
+
+    def task(self) -> TaskState:
+        base, limit = self._state.table(at.TR)
+        flags = self._state.segment_flags(at.TR)
+        return TaskState(self._state.selector(at.TR), base, limit, flags >> 8 & 0xF)
+
+    def _entry(self, selector: int) -> int | None:
+        """Linear address of a selector's descriptor, None past the table's limit or with no LDT."""
+        if selector & TABLE_INDICATOR:
+            if not self._state.selector(at.LDT) & ~3:
+                return None
+            base, limit = self._state.table(at.LDT)
+        else:
+            base, limit = self._state.table(at.GDT)
+        if (selector | 7) > limit:
+            return None
+        return base + (selector & ~7) & 0xFFFFFFFF
+
+    def descriptor(self, selector: int) -> Descriptor | None:
+        entry = self._entry(selector)
+        if entry is None:
+            return None
+        return Descriptor(self.read(entry, 4), self.read(entry + 4 & 0xFFFFFFFF, 4))
+
+    def mark_accessed(self, selector: int, descriptor: Descriptor) -> None:
+        entry = self._entry(selector)
+        if entry is not None and not descriptor.high & 1 << 8:
+            self.write(entry + 5 & 0xFFFFFFFF, 1, descriptor.high >> 8 & 0xFF | 1)
+
+    def stack_segment(self) -> tuple[int, bool]:
+        return self._state.segment_base(at.SS), bool(self._state.segment_flags(at.SS) & 1 << 22)
+
+    def load_code(self, selector: int, descriptor: Descriptor, cpl: int) -> None:
+        self._state.load_segment(
+            at.CS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8
+        )
+
+    def load_stack(self, selector: int, descriptor: Descriptor) -> None:
+        self._state.load_segment(
+            at.SS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8
+        )
+
+    def clear_data_segments(self) -> None:
+        for segment in (at.ES, at.DS, at.FS, at.GS):
+            self._state.load_null(segment)
+
+    def end_shadow(self) -> None:
+        self._state.inhibited = False

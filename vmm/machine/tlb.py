@@ -1,0 +1,78 @@
+"""Filling the CPU's TLB: W^X, so that stores are fast and changed code is noticed.
+
+The engine asks for a translation whenever it has none. A store into a page that it may also execute takes
+its slow path every time (60 ns against 7, measured), because it must look for translated code there. So a
+physical page is handed out either for data (writable, not executable) or for code (executable, not
+writable), and an access of the other kind turns it over: code that was translated from it is dropped when
+it becomes data. A page that really mixes the two, because its own code stores into it or because it has
+turned over too often, settles as both, slow but right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vmm.machine.cpu.engine import FETCH, PROT_EXEC, PROT_READ, PROT_WRITE, WRITE, Engine
+from vmm.machine.memory import ONES, PAGE, SINK, Memory
+
+DATA, CODE, MIXED = range(3)
+TURNS = 3  # a page that has become data this often settles as both
+
+_DATA = PROT_READ | PROT_WRITE
+_ALL = PROT_READ | PROT_WRITE | PROT_EXEC
+
+
+class FrameTable:
+    """What each physical page is in use for, and the permissions that follow."""
+
+    def __init__(self, memory: Memory, engine: Engine) -> None:
+        self._memory, self._engine = memory, engine
+        frames = memory.size // PAGE
+        self.kinds = bytearray(frames)
+        self._turns = bytearray(frames)
+        self._written = bytearray(frames)  # handed out writable since it last became data
+        self.turned = 0
+        memory.on_host_write = self.host_wrote
+
+    def permissions(self, frame: int, access: int, writable: bool, near: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+        """(physical page, PROT_* bits) for an access that the guest's own tables allow.
+
+        `writable` says whether the guest may also store there without another walk; `near` gives the
+        physical pages that the code being executed may lie on.
+        """
+        if not self._memory.is_ram(frame):
+            return (SINK, PROT_WRITE) if access == WRITE else (ONES, PROT_READ | PROT_EXEC)
+        number = frame >> 12
+        kind = self.kinds[number]
+        if kind == MIXED:
+            return frame, _ALL if writable else PROT_READ | PROT_EXEC
+        if access == FETCH:
+            if kind == DATA:
+                self.kinds[number] = CODE
+                if self._written[number]:
+                    self._written[number] = 0
+                    self._engine.flush_tlb()
+            return frame, PROT_READ | PROT_EXEC
+        if kind == DATA:
+            if writable:
+                self._written[number] = 1
+                return frame, _DATA
+            return frame, PROT_READ
+        if access != WRITE:
+            return frame, PROT_READ | PROT_EXEC
+        self.turned += 1
+        self._turns[number] = turns = min(self._turns[number] + 1, 255)
+        if turns >= TURNS or frame in near():
+            self.kinds[number] = MIXED
+            self._engine.flush_tlb()
+            return frame, _ALL
+        self.kinds[number] = DATA
+        self._written[number] = 1
+        self._engine.drop_code(frame, frame + PAGE)
+        return frame, _DATA
+
+    def host_wrote(self, address: int, size: int) -> None:
+        """The host changed RAM: code translated from these bytes is stale."""
+        for start in {address & ~(PAGE - 1), address + size - 1 & ~(PAGE - 1)}:
+            if start < self._memory.size and self.kinds[start >> 12] != DATA:
+                self._engine.drop_code(max(start, address), min(start + PAGE, address + size))
