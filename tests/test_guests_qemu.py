@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 
 from tests.guest_expectations import EXPECTATIONS, GUESTS, Expectation
 from tests.qemu import ENDLESS, run_qemu
+from vmm.image import multiboot
 from vmm.image.build import build_elf
 from vmm.image.load import load_image
 
@@ -39,6 +41,24 @@ def test_popf_guest_notices_a_popf_that_leaves_the_interrupt_flag_alone(tmp_path
     console, status = run_qemu(tmp_path / "popf.elf")
     assert console.decode() == expectation.trap_console
     assert status == expectation.trap_status
+
+
+def test_qemu_places_a_flat_binary_by_its_address_fields_as_we_do(tmp_path: Path) -> None:
+    """A flat file placed by its multiboot header runs on QEMU, and is loaded to the same bytes here."""
+    (expectation,) = (e for e in EXPECTATIONS if e.guest == "hello")
+    source = load_image(expectation.path, memory=MEMORY)
+    code, bss = source.segments[0], source.segments[1]
+    text = code.data + bytes(-len(code.data) % 4)
+    end = code.address + len(text) + 32
+    header = multiboot.header_bytes(multiboot.FLAG_ADDRESSES) + struct.pack(
+        "<5I", code.address + len(text), code.address, end, max(end, bss.end), source.entry
+    )
+    flat = tmp_path / "hello.bin"
+    flat.write_bytes(b"skip" + text + header + b"not loaded")
+    assert run_qemu(flat) == (expectation.console.encode(), expectation.status)
+    image = load_image(flat, memory=MEMORY)
+    assert image.segments[0].data == text + header
+    assert (image.segments[0].end, image.entry) == (max(end, bss.end), source.entry)
 
 
 def test_every_guest_has_an_expectation() -> None:
