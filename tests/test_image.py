@@ -17,7 +17,7 @@ from tests.guest_expectations import GUESTS
 from vmm.errors import ImageError
 from vmm.image import multiboot
 from vmm.image.build import build_elf, elf_bytes
-from vmm.image.image import Image, Segment
+from vmm.image.image import LOWEST, Image, Segment
 from vmm.image.load import load_image
 
 MEMORY = 16 << 20
@@ -160,7 +160,7 @@ def images(draw: st.DrawFn) -> Image:
         segments.append(Segment(at, data, size))
         at += size
     if draw(st.booleans()):
-        segments.insert(0, Segment(draw(st.integers(0, 0x9000)), b"low", 100))
+        segments.insert(0, Segment(draw(st.integers(LOWEST, 0x9000)), b"low", 100))
     home = draw(st.sampled_from(segments))
     entry = home.address + draw(st.integers(0, home.size - 1))
     name = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)

@@ -16,7 +16,7 @@ from tests.test_image import MEMORY, MIB, multiboot_header, write
 from vmm.errors import ImageError
 from vmm.image import multiboot
 from vmm.image.build import build_elf, elf_bytes
-from vmm.image.image import HOLE_END, HOLE_START, Image, Segment
+from vmm.image.image import HOLE_END, HOLE_START, LOWEST, Image, Segment
 from vmm.image.load import load_image
 
 GOOD = elf_bytes(
@@ -196,7 +196,8 @@ def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytes
         ({"load": 0xB8000}, "overlaps the video and ROM area"),
         ({"load": 16 * MIB}, "give at least 17M with -m"),
         ({"load": 0x9E010}, "overlaps the multiboot information"),
-        ({"load": 0, "memory": 0x8000}, "leave no room for the multiboot information"),
+        ({"load": 0xFFF}, "0xfff..0x1000 covers the first page of memory"),
+        ({"load": 0x1000, "memory": 0x8000}, "leave no room for the multiboot information"),
         ({"memory": 0}, "does not fit in 0 bytes of memory"),
     ],
     ids=str,
@@ -232,7 +233,7 @@ def test_a_file_larger_than_any_memory_is_refused_unread(tmp_path: Path) -> None
 
 def assert_loadable(image: Image) -> None:
     """What every loaded image promises to the machine, whatever file it came from."""
-    last = 0
+    last = LOWEST
     for segment in sorted(image.segments, key=lambda s: s.address):
         assert segment.address >= last
         assert 0 < segment.size >= len(segment.data)

@@ -14,6 +14,7 @@ from itertools import pairwise
 from vmm.errors import ImageError
 
 ADDRESS_SPACE = 1 << 32
+LOWEST = 0x1000  # the page below holds what a loader leaves there, the first GDT among it
 HOLE_START, HOLE_END = 0xA0000, 0x100000  # video memory and ROM of a PC: no RAM for an image
 DEFAULT_LOAD = HOLE_END
 
@@ -84,6 +85,11 @@ def check(name: str, segments: Iterable[Segment], entry: int, memory: int) -> tu
             raise ImageError(
                 f"{name}: {segment} does not fit in {size_text(memory)} of memory: "
                 f"give at least {size_text(-(-segment.end // (1 << 20)) << 20)} with -m, or link it lower"
+            )
+        if segment.address < LOWEST:
+            raise ImageError(
+                f"{name}: {segment} covers the first page of memory, which belongs to the boot loader: "
+                f"load it at {LOWEST:#x} or above"
             )
         if segment.address < HOLE_END and segment.end > HOLE_START:
             raise ImageError(
