@@ -32,7 +32,7 @@ DATA, IER, IIR_FCR, LCR, MCR, LSR, MSR, SCR = range(8)
 IER_RECEIVED, IER_TRANSMIT, IER_LINE_STATUS, IER_MODEM = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 IIR_NONE, IIR_MODEM, IIR_TRANSMIT, IIR_RECEIVED, IIR_LINE_STATUS, IIR_TIMEOUT = 1, 0, 2, 4, 6, 0xC
 IIR_FIFOS = 0xC0
-FCR_ENABLE, FCR_CLEAR_RECEIVER = 1 << 0, 1 << 1
+FCR_ENABLE, FCR_CLEAR_RECEIVER, FCR_CLEAR_TRANSMITTER = 1 << 0, 1 << 1, 1 << 2
 TRIGGERS = (1, 4, 8, 14)  # by FCR's upper two bits
 LCR_DLAB = 1 << 7
 MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOP = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4
@@ -222,6 +222,8 @@ class Uart:
             fcr = 0
         if switched or fcr & FCR_CLEAR_RECEIVER:
             self._clear_receiver()
+        if switched or fcr & FCR_CLEAR_TRANSMITTER:
+            state.transmit_asks = True  # emptied anew; the data sheet leaves it open, QEMU does so
         state.fcr = fcr
         self._fill()
         self._update()
