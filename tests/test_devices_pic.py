@@ -210,7 +210,7 @@ def test_rotation() -> None:
 
 
 def test_special_mask_mode() -> None:
-    """In special mask mode a masked level in service holds no lower one back, and only EOI by name ends it."""
+    """In special mask mode a masked level in service holds no lower one back; only EOI by name ends it."""
     pic = pair()
     pic.set_irq(1, True)
     assert pic.acknowledge() == 0x21

@@ -145,6 +145,10 @@ operations = st.lists(
 
 @settings(max_examples=500, deadline=None)
 @given(start=st.tuples(st.integers(1, 3), st.integers(0, 7), st.booleans()), steps=operations)
+@example(start=(3, 0, False), steps=[("count", 9), ("wait", 3), ("byte", 1), ("wait", 20)])
+@example(start=(1, 0, False), steps=[("count", 1), ("wait", 5), ("count", 3)])
+@example(start=(3, 4, False), steps=[("count", 9), ("wait", 3), ("byte", 1), ("wait", 2)])
+@example(start=(3, 3, False), steps=[("count", 5), ("wait", 2), ("count", 4), ("wait", 30)])
 def test_counter_is_its_clock_by_clock_self(
     start: tuple[int, int, bool], steps: list[tuple[str, object]]
 ) -> None:

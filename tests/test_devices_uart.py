@@ -112,7 +112,7 @@ def test_out2_gates_the_line() -> None:
 
 
 def test_causes_come_in_their_order() -> None:
-    """Line status, received data, transmitter empty, modem status: each first in its turn, cleared its way."""
+    """Line status, received data, transmitter empty, modem status: in this order, each cleared its way."""
     far, uart = port(MCR=0x18, IER=0x0F, THR=1)
     uart.write(THR, 1, 2)
     uart.write(MCR, 1, 0x08)
@@ -139,8 +139,10 @@ def test_trigger_levels(fcr: int, trigger: int) -> None:
 
 
 def test_loopback() -> None:
-    """In loopback a byte sent comes back and does not leave; the modem's outputs are its inputs."""
+    """In loopback a byte sent comes back and does not leave, and the wire and the modem are cut off."""
     far, uart = port(MCR=0x10)
+    uart.receive(b"later")
+    assert not uart.read(LSR, 1) & 1
     uart.write(THR, 1, 0xAE)
     assert uart.read(LSR, 1) & 1 and uart.read(RBR, 1) == 0xAE
     assert not far.sent

@@ -1,0 +1,56 @@
+"""What all devices have in common: their state."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from vmm.machine.devices.pic import PicPair
+from vmm.machine.devices.pit import Pit, SpeakerPort
+from vmm.machine.devices.rtc import Rtc
+from vmm.machine.devices.system import DebugConsole, DebugExit, Port92
+from vmm.machine.devices.uart import Uart
+from vmm.machine.devices.vga import Crtc
+
+
+def line(level: bool) -> None:
+    pass
+
+
+def clock() -> int:
+    return 10**9
+
+
+PIT = Pit(line, clock)
+DEVICES = (
+    PicPair(line),
+    PIT,
+    SpeakerPort(PIT, clock),
+    Uart(line, lambda data: None),
+    Rtc(line, clock, 64 << 20),
+    Port92(line, lambda: None),
+    DebugConsole(lambda data: None),
+    DebugExit(lambda value: None),
+    Crtc(),
+)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: type(device).__name__)
+def test_state_is_plain(device: object) -> None:
+    """A device's state is a dataclass that JSON can hold, but for bytes, and is the same after reset."""
+    state = device.state  # type: ignore[attr-defined]
+    plain = dataclasses.asdict(state)
+    assert json.loads(json.dumps(plain, default=bytes.hex)) == {
+        name: value.hex() if isinstance(value, bytes) else value for name, value in plain.items()
+    }
+    device.reset()  # type: ignore[attr-defined]
+    assert type(device.state) is type(state)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: type(device).__name__)
+def test_nothing_but_the_state_changes(device: object) -> None:
+    """Beside its state a device holds only what it was wired with: no other plain value that could change."""
+    others = {name: value for name, value in vars(device).items() if name != "state"}
+    assert not [name for name, value in others.items() if isinstance(value, (int, bytes, list, dict, set))]
