@@ -39,7 +39,7 @@ DEVICES = (
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda device: type(device).__name__)
 def test_state_is_plain(device: object) -> None:
-    """A device's state is a dataclass that JSON can hold, but for bytes, and is the same after reset."""
+    """A device's state is a dataclass that JSON can hold, but for bytes, and reset gives one of its kind."""
     state = device.state  # type: ignore[attr-defined]
     plain = dataclasses.asdict(state)
     assert json.loads(json.dumps(plain, default=bytes.hex)) == {
