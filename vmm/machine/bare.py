@@ -57,7 +57,8 @@ class Bare:
 
     def exception(self, vector: int, error_code: int, software: bool) -> None:
         self._must_be_protected(name(vector))
-        delivery.deliver(self.processor, vector, error_code, Kind.SOFTWARE if software else Kind.EXCEPTION)
+        kind = Kind.SOFTWARE if software else Kind.EXCEPTION
+        delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
 
     def fault(self, fault: Fault | PageFault) -> None:
         if isinstance(fault, PageFault):
@@ -79,6 +80,9 @@ class Bare:
 
     def can_wake(self) -> bool:
         return bool(self.state.system_flags & EFlags.IF)
+
+    def registers(self) -> dict[str, int]:
+        return self.state.registers()
 
     # Memory
 

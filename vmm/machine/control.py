@@ -19,8 +19,11 @@ class Control(Protocol):
     def poll(self) -> int:
         """With an interrupt pending: the EFLAGS bits (or `stub.STOP_NOW`) that make it deliverable."""
 
-    def exception(self, vector: int, error_code: int, software: bool) -> None:
-        """An exception, EIP at the instruction; or INT n, INT3 or INTO (`software`), EIP past it."""
+    def exception(self, vector: int, error_code: int, software: bool) -> str | None:
+        """An exception, EIP at the instruction; or INT n, INT3 or INTO (`software`), EIP past it.
+
+        Returns a better name for the exit than the vector's, if there is one.
+        """
 
     def fault(self, fault: Fault | PageFault) -> None:
         """Raise at EIP what the machine or the monitor itself found."""
@@ -51,3 +54,6 @@ class Control(Protocol):
 
     def execute(self, instruction: Instruction) -> None:
         """Execute it, EIP and `Machine.retire` included. May raise `Fault` and `PageFault`."""
+
+    def registers(self) -> dict[str, int]:
+        """The guest's registers as the guest has them, for reports and comparison."""

@@ -9,6 +9,7 @@ Source: SDM volume 3A, 6.11 to 6.15, and volume 2A, INT n (operation); SDM 3A ta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -96,11 +97,14 @@ class Processor(Protocol):
 _TRAPS = frozenset((Vector.DB, Vector.BP, Vector.OF, Vector.DF, Vector.MC))  # the saved RF stays as it is
 
 
-def deliver(p: Processor, vector: int, error_code: int, kind: Kind) -> tuple[str, ...]:
+def deliver(
+    p: Processor, vector: int, error_code: int, kind: Kind, restart: Callable[[], None] = lambda: None
+) -> tuple[str, ...]:
     """Make `p` continue in the handler of an event; EIP must be the address to return to.
 
-    Returns the chain of vectors, more than one where delivery itself faulted. Raises `TripleFault`, and
-    `GuestError` for what this machine does not do (task gates).
+    `restart` is called if the event of an INT instruction cannot be delivered: that is a fault of the
+    instruction, so EIP must go back to it. Returns the chain of vectors, more than one where delivery itself
+    faulted. Raises `TripleFault`, and `GuestError` for what this machine does not do (task gates).
     """
     chain = [name(vector)]
     while True:
@@ -113,6 +117,8 @@ def deliver(p: Processor, vector: int, error_code: int, kind: Kind) -> tuple[str
         except Fault as fault:
             second, second_code = fault.vector, fault.error_code
         chain.append(name(second))
+        if kind is Kind.SOFTWARE:
+            restart()
         if vector == Vector.DF and kind is Kind.EXCEPTION:
             raise TripleFault(tuple(chain), p.eip)
         if kind is Kind.EXCEPTION and _makes_double_fault(vector, second):

@@ -22,6 +22,7 @@ from vmm.isa.decode import Instruction, count_instructions, decode
 from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector, name
 from vmm.isa.words import DR6, EFlags
 from vmm.machine import sites
+from vmm.machine.alarm import Alarm
 from vmm.machine.bus import PortBus
 from vmm.machine.clock import Clock, HostClock, InstructionClock
 from vmm.machine.control import Control
@@ -65,6 +66,8 @@ class Run:
     outcome: Outcome | None = None
     fault: Fault | None = None  # to be raised at the instruction where the machine stands
     step: bool = False  # the next block is more than the deadline allows
+    active: bool = False  # inside `run`
+    halted: bool = False  # an emulated HLT: the loop sleeps
     poke: str = ""  # why somebody outside asked to stop
     listeners: list[Listener] = field(default_factory=list)
 
@@ -91,7 +94,9 @@ class Machine:
         self.exits = ExitTable()
         self.accounting = Accounting()
         self.run_state = Run()
-        self._ahead = 0  # charged but not yet executed, while a hook in the middle of a block runs
+        self._inside_block = False  # while a hook in the middle of a block runs
+        self._alarm: Alarm | None = None
+        self._software_block = (0, 0)  # (address, size) of the block that ended in INT n, INT3 or INTO
         self._interrupt_pending = False
         self._control: Control | None = None
         self.bus = PortBus()
@@ -121,7 +126,8 @@ class Machine:
     def retired(self) -> int:
         """Guest instructions completed until now."""
         a = self.accounting
-        return a.base + a.armed - self.engine.meter.budget - self._ahead
+        retired = a.base + a.armed - self.engine.meter.budget
+        return retired - self._unexecuted() if self._inside_block else retired
 
     def now(self) -> int:
         """Guest time in nanoseconds."""
@@ -150,6 +156,18 @@ class Machine:
         meter.budget += self._unexecuted()
         meter.forget_last()
 
+    def restart_software(self) -> None:
+        """Put EIP back at the INT, INT3 or INTO that has just been executed, and do not count it."""
+        start, size = self._software_block
+        eip = self.state.linear_eip
+        at_offset, before, code = 0, 0, self.linear.code(start, size)
+        while at_offset < len(code) and start + at_offset != eip:
+            instruction = decode(code[at_offset : at_offset + 15], 0)
+            before = at_offset
+            at_offset += instruction.size if instruction else 1
+        self.state.eip -= eip - (start + before)
+        self.engine.meter.budget += 1
+
     def count(self, address: int, size: int) -> int:
         """Instructions in straight-line code (engine callback)."""
         return count_instructions(self.linear.code(address, size)) if size else 0
@@ -167,9 +185,18 @@ class Machine:
             self.run_state.outcome = outcome
 
     def poke(self, reason: str) -> None:
-        """From another thread or a signal handler: stop at the next block boundary, for `reason`."""
-        self.run_state.poke = reason
-        self.engine.meter.poll = stub.STOP_NOW
+        """From another thread: stop at the next block boundary, for `reason`.
+
+        `timeout` and `interrupted` end the run, `tick` only brings the devices up to date. Returns when the
+        loop has heard it; a single store could be overwritten by the loop's own.
+        """
+        state = self.run_state
+        if state.poke != "tick" and state.poke:
+            return
+        state.poke = reason
+        while state.poke == reason and state.active:
+            self.engine.meter.poll = stub.STOP_NOW
+            time.sleep(0.001)
 
     def emit(self, kind: str, detail: str = "", **data: int | str) -> None:
         """Tell the listeners; costs one test where there are none."""
@@ -203,6 +230,9 @@ class Machine:
         limit = FOREVER if max_instructions is None else max_instructions
         state = self.run_state
         state.outcome = None
+        state.active = True
+        if not self.clock.exact:
+            self._alarm = Alarm(lambda: self.poke("tick"))
         try:
             while True:
                 self._before_entry(limit)
@@ -221,6 +251,12 @@ class Machine:
             return Outcome("triple-fault", 0, detail)
         except GuestError as error:
             return Outcome("error", 0, str(error))
+        finally:
+            state.active = False
+            state.poke = ""
+            if self._alarm is not None:
+                self._alarm.close()
+                self._alarm = None
 
     def _before_entry(self, limit: int) -> None:
         """What hardware does between two instructions: faults of our own, time, interrupts."""
@@ -248,8 +284,11 @@ class Machine:
             self.take_interrupt()
         self._update_poll()
         grant = limit - retired
-        if deadline is not None and self.clock.exact:
-            grant = min(grant, self.clock.instructions_until(deadline, retired))
+        if deadline is not None:
+            if self.clock.exact:
+                grant = min(grant, self.clock.instructions_until(deadline, retired))
+            elif self._alarm is not None:
+                self._alarm.set((deadline - self.now()) / 1e9)
         self._arm(grant)
 
     def take_interrupt(self) -> None:
@@ -272,7 +311,14 @@ class Machine:
         return ""
 
     def _after_request(self) -> str:
+        if self.run_state.halted:
+            self.run_state.halted = False
+            return self._after_halt()
         return ""
+
+    def halt(self) -> None:
+        """A monitor emulated HLT, inside an exit: sleep as the processor would."""
+        self.run_state.halted = True
 
     def _after_halt(self) -> str:
         """HLT: sleep until a device interrupts; where nothing can, the guest has ended."""
@@ -328,11 +374,19 @@ class Machine:
         except (Fault, PageFault) as fault:
             self.control.fault(fault)
             return reason
-        self.state.inhibited = False
+        self.finish_emulated(bool(stepping))
+        return reason
+
+    def finish_emulated(self, stepping: bool, inhibit: bool = False) -> None:
+        """What ends every instruction that the engine did not execute: RF, the shadow, the single-step trap.
+
+        `stepping` is TF as it was before the instruction; `inhibit` starts an interrupt shadow.
+        """
+        self.state.set_system_flags(EFlags.RF)
+        self.state.inhibited = inhibit
         if stepping:
             self.state.set_word(at.DR6, self.state.word(at.DR6) | DR6.BS)
             self.control.exception(Vector.DB, 0, False)
-        return reason
 
     def retire(self) -> None:
         """Count an instruction, or a pass of a repeated one, that was not executed by the engine."""
@@ -364,6 +418,8 @@ class Machine:
         if vector == Vector.DB and not software:
             self.engine.meter.forget_last()  # a trap: EIP is past the instruction, perhaps back at it
         else:
+            if software:
+                self._software_block = self.engine.meter.last_block()[:2]
             self.settle()
         error_code = 0
         if not software and vector in ERROR_CODE_VECTORS:
@@ -376,13 +432,17 @@ class Machine:
         reason = f"INT {vector:#x}" if software else f"exception {name(vector)}"
         if self.run_state.listeners:
             self.emit(reason, "", vector=vector, error_code=error_code)
-        self.control.exception(vector, error_code, software)
-        return reason
+        return self.control.exception(vector, error_code, software) or reason
 
     def _leave_if_due(self) -> None:
         """After an exit handled inside: leave the engine if the loop has something to do first."""
-        if self.run_state.outcome is not None or (self._interrupt_pending and self.control.can_interrupt()):
+        if self.run_state.outcome is not None or self.run_state.halted:
             self.engine.stop()
+        elif self._interrupt_pending:
+            if self.control.can_interrupt():
+                self.engine.stop()
+            else:
+                self._update_poll()
 
     def on_invalid(self) -> None:
         self.on_exception(Vector.UD, False)
@@ -394,11 +454,11 @@ class Machine:
         self.exits.add("CPUID", 0)
 
     def on_rdtsc(self) -> int:
-        self._ahead = self._unexecuted()
+        self._inside_block = True
         try:
             return self.tsc()
         finally:
-            self._ahead = 0
+            self._inside_block = False
             self.exits.add("RDTSC", 0)
 
     def on_sysenter(self) -> None:
@@ -429,7 +489,7 @@ class Machine:
 
     def on_in(self, port: int, size: int) -> int:
         started = time.perf_counter_ns()
-        self._ahead = self._unexecuted()
+        self._inside_block = True
         try:
             if not self.control.port_allowed(port, size):
                 self._refuse_port()
@@ -443,12 +503,12 @@ class Machine:
                 self._end_block()
             return value
         finally:
-            self._ahead = 0
+            self._inside_block = False
             self.exits.add("IN", time.perf_counter_ns() - started)
 
     def on_out(self, port: int, size: int, value: int) -> None:
         started = time.perf_counter_ns()
-        self._ahead = self._unexecuted()
+        self._inside_block = True
         try:
             if not self.control.port_allowed(port, size):
                 self._refuse_port()
@@ -459,14 +519,14 @@ class Machine:
             if self._must_end_block(port):
                 self._end_block()
         finally:
-            self._ahead = 0
+            self._inside_block = False
             self.exits.add("OUT", time.perf_counter_ns() - started)
 
     def _refuse_port(self) -> None:
         """#GP(0) at the port instruction: nothing after it in the block may happen."""
         self.run_state.fault = Fault(Vector.GP, 0)
-        self.engine.meter.budget += self._ahead
-        self._ahead = 0
+        self.settle()
+        self._inside_block = False
         self.engine.seal()
 
     def _must_end_block(self, port: int) -> bool:
@@ -475,12 +535,16 @@ class Machine:
             return True
         if self._interrupt_pending and self.control.can_interrupt():
             return True
-        return port in TIMED_PORTS and self.clock.exact and self._deadline_is_near()
+        return port in TIMED_PORTS and self._deadline_is_near()
 
     def _deadline_is_near(self) -> bool:
         """Bring a nearer deadline into the meter; True if it lies within the block being executed."""
         deadline = self.devices.deadline()
         if deadline is None:
+            return False
+        if not self.clock.exact:
+            if self._alarm is not None:
+                self._alarm.set((deadline - self.now()) / 1e9)
             return False
         a, meter = self.accounting, self.engine.meter
         retired = self.retired() + 1  # the port instruction included
@@ -497,8 +561,9 @@ class Machine:
         """End the block right after the IN or OUT at EIP."""
         instruction = self.decode_here()
         assert instruction is not None
-        self.engine.meter.budget += self._ahead - 1
-        self._ahead = 0
+        self.settle()
+        self.retire()
+        self._inside_block = False
         self.state.eip = instruction.next - self.state.segment_base(at.CS)
         self.state.inhibited = False
         self.engine.seal()

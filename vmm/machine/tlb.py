@@ -32,6 +32,7 @@ class FrameTable:
         self._turns = bytearray(frames)
         self._written = bytearray(frames)  # handed out writable since it last became data
         self.turned = 0
+        self.touched: set[int] = set()  # pages that may have changed since the machine was made
         memory.on_host_write = self.host_wrote
 
     def permissions(self, frame: int, access: int, writable: bool, near: Callable[[], tuple[int, int]]) -> tuple[int, int]:
@@ -44,8 +45,13 @@ class FrameTable:
             return (SINK, PROT_WRITE) if access == WRITE else (ONES, PROT_READ | PROT_EXEC)
         number = frame >> 12
         kind = self.kinds[number]
+        if access == WRITE:
+            self.touched.add(frame)
         if kind == MIXED:
-            return frame, _ALL if writable else PROT_READ | PROT_EXEC
+            if writable:
+                self.touched.add(frame)
+                return frame, _ALL
+            return frame, PROT_READ | PROT_EXEC
         if access == FETCH:
             if kind == DATA:
                 self.kinds[number] = CODE
@@ -56,6 +62,7 @@ class FrameTable:
         if kind == DATA:
             if writable:
                 self._written[number] = 1
+                self.touched.add(frame)
                 return frame, _DATA
             return frame, PROT_READ
         if access != WRITE:
@@ -74,5 +81,6 @@ class FrameTable:
     def host_wrote(self, address: int, size: int) -> None:
         """The host changed RAM: code translated from these bytes is stale."""
         for start in {address & ~(PAGE - 1), address + size - 1 & ~(PAGE - 1)}:
+            self.touched.add(start)
             if start < self._memory.size and self.kinds[start >> 12] != DATA:
                 self._engine.drop_code(max(start, address), min(start + PAGE, address + size))

@@ -1,0 +1,1 @@
+"""Monitors: siblings that answer the machine's exits on behalf of a guest (`vmm.machine.control.Control`)."""

@@ -1,0 +1,202 @@
+"""The monitor: each exit of the deprivileged guest is emulated, reflected into the guest, or ends it.
+
+Nothing is done about the critical instructions: POPF, PUSHF, SGDT, SMSW and their kind run silently in ring
+1, see or change the real processor instead of the virtual one, and the guest goes wrong. That is what this
+monitor is for showing.
+
+What it can infer, and what it cannot: at an exit from ring 3 it knows that the guest's kernel has executed
+IRET or RETF, because the real CPL says so; it does not know the EFLAGS that IRET popped, because the CPU
+ignored their IF and IOPL without a trap. So virtual IF stays what it was in the kernel, mostly off, and a
+process is not preempted until it enters the kernel and the kernel executes STI.
+"""
+
+from __future__ import annotations
+
+from vmm.isa.decode import Instruction
+from vmm.isa.vectors import Vector
+from vmm.isa.words import EFlags
+from vmm.machine import delivery
+from vmm.machine.bare import bitmap_allows
+from vmm.machine.cpu import layout as at
+from vmm.machine.cpu import stub
+from vmm.machine.cpu.engine import FETCH, PROT_EXEC, PROT_READ, PROT_WRITE, WRITE
+from vmm.machine.cpu.state import GENERAL, SEGMENT_NAMES
+from vmm.machine.delivery import Fault, Kind
+from vmm.machine.machine import Machine
+from vmm.machine.memory import ONES, SINK
+from vmm.machine.paging import PageFault
+from vmm.machine.sites import STRING_PORT
+from vmm.machine.strings import StringPort
+from vmm.monitor.trap.emulate import Machinery, emulate, load_real_cr0, row_for
+from vmm.monitor.trap.processor import VirtualProcessor
+from vmm.monitor.trap.shadow import ShadowTables
+from vmm.monitor.trap.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
+
+_SELECTOR_FAULTS = frozenset((Vector.NP, Vector.SS, Vector.GP, Vector.TS))
+_SYSENTER_CODE, _SYSENTER_STACK = 0x00CFBB00, 0x00CFB300  # flat, DPL 1
+
+
+class TrapMonitor:
+    """`Control` for a guest under classical trap-and-emulate."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.state = machine.state
+        self.vcpu = VirtualCpu()
+        self.shadow = ShadowTables(machine, self.vcpu)
+        self.processor = VirtualProcessor(machine, self.vcpu, self.shadow)
+        self._machinery = Machinery(machine, self.vcpu, self.processor, self.shadow)
+        self._strings = StringPort(machine, self)
+        self.hidden_faults = 0
+
+    def start(self) -> None:
+        """Take over a processor that has been set up for the guest in ring 0, and deprivilege it."""
+        s, v, p = self.state, self.vcpu, self.processor
+        v.cr0, v.cr2, v.cr3, v.cr4 = s.cr0, s.cr2, s.cr3, s.cr4
+        v.gdtr.base, v.gdtr.limit = s.table(at.GDT)
+        v.idtr.base, v.idtr.limit = s.table(at.IDT)
+        base, limit = s.table(at.TR)
+        v.tr = SystemSegment(s.selector(at.TR), base, limit, s.segment_flags(at.TR) >> 8 & 0xF)
+        selectors = s.selector(at.CS), s.selector(at.SS)
+        p.eflags = s.eflags
+        descriptors = [p.descriptor(selector) for selector in selectors]
+        assert descriptors[0] is not None and descriptors[1] is not None
+        p.load_stack(selectors[1], descriptors[1])
+        p.load_code(selectors[0], descriptors[0], 0)
+        load_real_cr0(self._machinery)
+        self.shadow.install()
+        s.store()
+
+    # Interrupts
+
+    @property
+    def poll(self) -> int:
+        return stub.STOP_NOW if self.vcpu.interrupts else 0
+
+    def can_interrupt(self) -> bool:
+        return self.vcpu.interrupts and not self.state.inhibited
+
+    def can_wake(self) -> bool:
+        return self.vcpu.interrupts
+
+    def interrupt(self, vector: int) -> None:
+        delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
+
+    # Exceptions
+
+    def exception(self, vector: int, error_code: int, software: bool) -> str | None:
+        if not software:
+            if vector == Vector.GP and (name := self._emulated()):
+                return name
+            if vector in _SELECTOR_FAULTS and error_code and not self.shadow.good:
+                self.shadow.copy()  # the instruction is done over, with good descriptors
+                self.hidden_faults += 1
+                return "hidden fault: stale descriptor"
+        kind = Kind.SOFTWARE if software else Kind.EXCEPTION
+        delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
+        return None
+
+    def _emulated(self) -> str | None:
+        """Emulate the privileged instruction that raised #GP; its name, or None if the fault is the guest's."""
+        instruction = self.machine.decode_here()
+        row = row_for(instruction) if instruction is not None else None
+        if instruction is None or row is None:
+            return None
+        try:
+            if not emulate(self._machinery, instruction, row):
+                return None
+        except (Fault, PageFault) as fault:
+            self.fault(fault)
+        return f"emulated {instruction.mnemonic}"
+
+    def fault(self, fault: Fault | PageFault) -> None:
+        if isinstance(fault, PageFault):
+            self.vcpu.cr2 = fault.address
+            vector, error_code = int(Vector.PF), fault.code
+        else:
+            vector, error_code = fault.vector, fault.error_code
+        delivery.deliver(self.processor, vector, error_code, Kind.EXCEPTION)
+
+    # Memory: the guest has no paging, so linear addresses are physical ones, but for the monitor's pages
+
+    def fill(self, address: int, access: int) -> tuple[int, int] | None:
+        if self.shadow.contains(address):
+            return self._fill_own(address, access)
+        frame = address & 0xFFFFF000 & self.machine.linear.a20_mask
+        writable = frame not in self.shadow.locked
+        if not writable and access == WRITE:
+            self.shadow.unlock()
+            writable = True
+        return self.machine.frames.permissions(frame, access, writable, self._near)
+
+    def _near(self) -> tuple[int, int]:
+        eip, mask = self.state.linear_eip & 0xFFFFF000, self.machine.linear.a20_mask
+        return eip & mask, eip + 0x1000 & mask
+
+    def _fill_own(self, address: int, access: int) -> tuple[int, int] | None:
+        """The monitor's pages: the processor reads them, the guest may look, nobody writes.
+
+        Natively nothing is there, so what the guest stores vanishes. The processor stores only to set a
+        descriptor's accessed bit; that store is refused, and made by the monitor.
+        """
+        if access == FETCH:
+            return ONES, PROT_EXEC
+        if access != WRITE:
+            return self.shadow.frame_of(address), PROT_READ
+        instruction = self.machine.decode_here()
+        if instruction is not None and _loads_segment(instruction):
+            return None
+        return SINK, PROT_WRITE
+
+    def page_fault(self, address: int, access: int) -> None:
+        """A refused store into the shadow tables: the accessed bit. The instruction is then done over."""
+        self.shadow.mark_accessed(address)
+
+    # Ports and instructions
+
+    def port_allowed(self, port: int, size: int) -> bool:
+        if self.processor.cpl <= self.vcpu.iopl:
+            return True
+        return bitmap_allows(self.processor, port, size)
+
+    def sysenter(self) -> None:
+        msrs = self.vcpu.msrs
+        selector = msrs[0x174] & 0xFFFC
+        if not selector:
+            raise Fault(Vector.GP)
+        s, flat = self.state, (0, 0xFFFFFFFF)
+        self.vcpu.interrupts = False
+        s.set_system_flags(EFlags.VM | EFlags.RF)
+        s.load_segment(at.CS, selector | KERNEL_RING, *flat, _SYSENTER_CODE)
+        s.load_segment(at.SS, selector + 8 | KERNEL_RING, *flat, _SYSENTER_STACK)
+        s.esp, s.eip = msrs[0x175], msrs[0x176]
+
+    def wants(self, instruction: Instruction) -> bool:
+        """The others trap by themselves, because the guest's kernel is not in ring 0."""
+        return instruction.opcode in STRING_PORT or instruction.opcode == 0xF1
+
+    def execute(self, instruction: Instruction) -> None:
+        if instruction.opcode in STRING_PORT:
+            self._strings.execute(instruction)
+            return
+        self.state.eip += instruction.size
+        self.machine.retire()
+        raise Fault(Vector.DB)
+
+    def registers(self) -> dict[str, int]:
+        v, s = self.vcpu, self.state
+        values = {name: s.get(i) for i, name in enumerate(GENERAL)}
+        values |= {"eip": s.eip, "eflags": self.processor.eflags}
+        values |= dict(zip(SEGMENT_NAMES, self.processor.selectors(), strict=True))
+        return values | {"cr0": v.cr0, "cr2": v.cr2, "cr3": v.cr3, "cr4": v.cr4}
+
+
+_SEGMENT_LOADS = frozenset(
+    (0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5, 0x9A, 0xEA, 0xCA, 0xCB, 0xCF)
+)
+
+
+def _loads_segment(instruction: Instruction) -> bool:
+    return instruction.opcode in _SEGMENT_LOADS or instruction.key in ("FF/3", "FF/5")
+
+

@@ -1,0 +1,148 @@
+"""The virtual processor: what the guest would see if it ran alone, over what really is.
+
+Exceptions are delivered on it by the same rules as on the bare machine (`machine.delivery`). Frames pushed
+here hold the guest's own selectors, RPL 0 for its kernel, so that the IRET which ends a handler traps and can
+be emulated; what the CPU itself pushes (PUSH CS, far CALL) holds the real ones, and that is one of the ways
+in which the guest finds out.
+"""
+
+from __future__ import annotations
+
+from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor
+from vmm.isa.words import IOPL_SHIFT, EFlags
+from vmm.machine.cpu import layout as at
+from vmm.machine.delivery import TaskState
+from vmm.machine.machine import Machine
+from vmm.monitor.trap.shadow import ShadowTables, deprivileged
+from vmm.monitor.trap.vcpu import KERNEL_RING, VirtualCpu
+
+_VIRTUAL = EFlags.IF | EFlags.IOPL
+
+
+class VirtualProcessor:
+    """`delivery.Processor` for a deprivileged guest."""
+
+    def __init__(self, machine: Machine, vcpu: VirtualCpu, shadow: ShadowTables) -> None:
+        self._machine, self._vcpu, self._shadow = machine, vcpu, shadow
+        self._state = machine.state
+
+    @property
+    def cpl(self) -> int:
+        """Inferred from the real CPL: ring 1 is the guest's ring 0."""
+        real = self._state.cpl
+        return 0 if real == KERNEL_RING else real
+
+    @cpl.setter
+    def cpl(self, value: int) -> None:
+        raise AssertionError("CPL changes with the stack segment")
+
+    @property
+    def eip(self) -> int:
+        return self._state.eip
+
+    @eip.setter
+    def eip(self, value: int) -> None:
+        self._state.eip = value
+
+    @property
+    def esp(self) -> int:
+        return self._state.esp
+
+    @esp.setter
+    def esp(self, value: int) -> None:
+        self._state.esp = value
+
+    @property
+    def eflags(self) -> int:
+        vcpu = self._vcpu
+        flags = self._state.eflags & ~_VIRTUAL | vcpu.iopl << IOPL_SHIFT
+        return flags | (EFlags.IF if vcpu.interrupts else 0)
+
+    @eflags.setter
+    def eflags(self, value: int) -> None:
+        """IF and IOPL become virtual; really, interrupts are on and IOPL is 0."""
+        self._vcpu.interrupts = bool(value & EFlags.IF)
+        self._vcpu.iopl = value >> IOPL_SHIFT & 3
+        self._state.eflags = value & ~_VIRTUAL | EFlags.IF
+
+    @property
+    def cr2(self) -> int:
+        return self._vcpu.cr2
+
+    @cr2.setter
+    def cr2(self, value: int) -> None:
+        self._vcpu.cr2 = value
+
+    def selectors(self) -> tuple[int, int, int, int, int, int]:
+        s = self._state
+        cs, ss = s.selector(at.CS), s.selector(at.SS)
+        if s.cpl == KERNEL_RING:
+            cs, ss = cs & ~RPL, ss & ~RPL
+        return s.selector(at.ES), cs, ss, s.selector(at.DS), s.selector(at.FS), s.selector(at.GS)
+
+    def idt(self) -> tuple[int, int]:
+        return self._vcpu.idtr.base, self._vcpu.idtr.limit
+
+    def task(self) -> TaskState:
+        tr = self._vcpu.tr
+        return TaskState(tr.selector, tr.base, tr.limit, tr.type)
+
+    def entry(self, selector: int) -> int | None:
+        """Linear address of a descriptor in the guest's own table; None past its limit or without an LDT."""
+        vcpu = self._vcpu
+        if selector & TABLE_INDICATOR:
+            if not vcpu.ldtr.selector & ~RPL:
+                return None
+            base, limit = vcpu.ldtr.base, vcpu.ldtr.limit
+        else:
+            base, limit = vcpu.gdtr.base, vcpu.gdtr.limit
+        return None if (selector | 7) > limit else base + (selector & ~7) & 0xFFFFFFFF
+
+    def descriptor(self, selector: int) -> Descriptor | None:
+        entry = self.entry(selector)
+        if entry is None:
+            return None
+        return Descriptor(self.read(entry, 4), self.read(entry + 4 & 0xFFFFFFFF, 4))
+
+    def mark_accessed(self, selector: int, descriptor: Descriptor) -> None:
+        entry = self.entry(selector)
+        if entry is not None and not descriptor.high & 1 << 8:
+            self.write(entry + 5 & 0xFFFFFFFF, 1, descriptor.high >> 8 & 0xFF | 1)
+
+    def read(self, address: int, size: int, *, user: bool = False) -> int:
+        return self._machine.linear.read(address, size, user=user)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self.about_to_write(address, size)
+        self._machine.linear.write(address, size, value)
+
+    def about_to_write(self, address: int, size: int) -> None:
+        """A store of the monitor's for the guest may change the guest's descriptor tables, too."""
+        locked = self._shadow.locked
+        if address & 0xFFFFF000 in locked or address + size - 1 & 0xFFFFF000 in locked:
+            self._shadow.unlock()
+
+    def stack_segment(self) -> tuple[int, bool]:
+        return self._state.segment_base(at.SS), bool(self._state.segment_flags(at.SS) & 1 << 22)
+
+    def load_code(self, selector: int, descriptor: Descriptor, cpl: int) -> None:
+        """`selector` is the guest's; its ring 0 really gets RPL 1."""
+        self._load(at.CS, selector & ~RPL | _real(cpl), descriptor)
+
+    def load_stack(self, selector: int, descriptor: Descriptor) -> None:
+        self._load(at.SS, selector & ~RPL | _real(selector & RPL), descriptor)
+
+    def _load(self, segment: int, selector: int, descriptor: Descriptor) -> None:
+        real = deprivileged(descriptor)
+        self._state.load_segment(segment, selector, real.base, real.limit, real.high | 1 << 8)
+
+    def clear_data_segments(self) -> None:
+        for segment in (at.ES, at.DS, at.FS, at.GS):
+            self._state.load_null(segment)
+
+    def end_shadow(self) -> None:
+        self._state.inhibited = False
+
+
+def _real(ring: int) -> int:
+    return KERNEL_RING if ring == 0 else ring

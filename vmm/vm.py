@@ -1,0 +1,144 @@
+"""One guest: a machine, a monitor and an image.
+
+The modes are siblings: each takes the same image on the same machine and only answers the machine's exits
+differently. `MODES` has one row a mode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vmm.events import ExitTable, Listener
+from vmm.image.image import Image
+from vmm.machine.bare import Bare
+from vmm.machine.boot import boot
+from vmm.machine.clock import HostClock, InstructionClock
+from vmm.machine.control import Control
+from vmm.machine.machine import Machine, Outcome
+from vmm.monitor.trap.monitor import TrapMonitor
+
+CONSOLE_LIMIT = 16 << 20  # bytes of console output kept for the report; what comes after is only shown
+ClockName = Literal["instructions", "host"]
+
+
+def _native(machine: Machine) -> Bare:
+    return Bare(machine)
+
+
+def _trap(machine: Machine) -> TrapMonitor:
+    monitor = TrapMonitor(machine)
+    monitor.start()
+    return monitor
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run a guest: `attach` makes the control for a machine whose CPU stands at the guest's entry."""
+
+    name: str
+    summary: str
+    attach: Callable[[Machine], Control]
+
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode("native", "the bare machine: no monitor", _native),
+        Mode("trap", "classical trap-and-emulate: the guest's kernel in ring 1", _trap),
+    )
+}
+
+
+@dataclass
+class Console:
+    """What the guest wrote, passed on as it comes; the first `CONSOLE_LIMIT` bytes are kept."""
+
+    show: Callable[[bytes], None] = lambda _data: None
+    kept: bytearray = field(default_factory=bytearray)
+    total: int = 0
+
+    def write(self, data: bytes) -> None:
+        self.total += len(data)
+        room = CONSOLE_LIMIT - len(self.kept)
+        if room > 0:
+            self.kept += data[:room]
+        self.show(data)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. `instructions` are retired ones; `seconds` is wall time inside the run."""
+
+    mode: str
+    outcome: Outcome
+    instructions: int
+    seconds: float
+    exits: ExitTable
+    console: bytes
+    memory_sha256: str
+    registers: dict[str, int]
+
+
+class VirtualMachine:
+    """A guest in a mode, ready to run. `show` gets its console output as it comes."""
+
+    def __init__(
+        self,
+        image: Image,
+        mode: str = "native",
+        *,
+        memory: int = 16 << 20,
+        clock: ClockName = "instructions",
+        show: Callable[[bytes], None] = lambda _data: None,
+        console_input: bytes = b"",
+        listeners: tuple[Listener, ...] = (),
+    ) -> None:
+        self.image, self.mode = image, MODES[mode]
+        self.console = Console(show)
+        self.machine = Machine(
+            memory,
+            clock=InstructionClock() if clock == "instructions" else HostClock(),
+            console=self.console.write,
+        )
+        for segment in image.segments:
+            self.machine.memory.load(segment.address, segment.data)
+        boot(self.machine, image.entry, image.eax, image.ebx)
+        self.control = self.mode.attach(self.machine)
+        self.machine.attach(self.control)
+        self.machine.run_state.listeners.extend(listeners)
+        if console_input:
+            self.machine.devices.uart.receive(console_input)
+
+    def poke(self, reason: str) -> None:
+        """From another thread: end the run soon, as `timeout` or `interrupted`."""
+        self.machine.poke(reason)
+
+    def run(self, max_instructions: int | None = None, timeout: float | None = None) -> Result:
+        """Run until the guest ends or a bound is reached; may be called again to go on after a budget."""
+        timer = None
+        if timeout is not None:
+            timer = threading.Timer(timeout, self.machine.poke, ("timeout",))
+            timer.daemon = True
+            timer.start()
+        started = time.perf_counter()
+        try:
+            outcome = self.machine.run(max_instructions)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        seconds = time.perf_counter() - started
+        return Result(
+            self.mode.name,
+            outcome,
+            self.machine.retired(),
+            seconds,
+            self.machine.exits,
+            bytes(self.console.kept),
+            hashlib.sha256(self.machine.memory.bytes).hexdigest(),
+            self.control.registers(),
+        )
