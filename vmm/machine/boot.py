@@ -13,6 +13,7 @@ from vmm.isa.descriptors import FLAT_CODE, FLAT_DATA, SystemType
 from vmm.isa.words import CR0
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import EAX, EBX
+from vmm.machine.devices import firmware
 from vmm.machine.machine import Machine
 
 BOOT_GDT = 0x500
@@ -20,7 +21,9 @@ CODE_SELECTOR, DATA_SELECTOR = 0x08, 0x10
 
 
 def boot(machine: Machine, entry: int, eax: int, ebx: int) -> None:
-    """Put the processor at `entry`."""
+    """Put the processor at `entry`, and the devices as firmware leaves them."""
+    for port, byte in firmware.WRITES:
+        machine.bus.write(port, 1, byte)
     table = bytes(8) + bytes(FLAT_CODE) + bytes(FLAT_DATA)
     machine.memory.load(BOOT_GDT, table)
     s = machine.state

@@ -31,6 +31,7 @@ from vmm.machine.cpu import stub
 from vmm.machine.cpu.engine import FETCH, Engine, Stop
 from vmm.machine.cpuid import cpuid
 from vmm.machine.delivery import Fault, TripleFault
+from vmm.machine.devices.system import exit_status
 from vmm.machine.memory import ONES, Memory
 from vmm.machine.paging import PageFault
 from vmm.machine.pc import TIMED_PORTS, Devices
@@ -38,6 +39,7 @@ from vmm.machine.processor import Linear
 from vmm.machine.tlb import FrameTable
 
 FOREVER = 1 << 60  # more instructions than anyone waits for
+PATIENCE = 10_000  # timer deadlines that may pass in one HLT, masked or unserved, before it counts as the end
 
 Kind = Literal["exit", "halt", "triple-fault", "budget", "timeout", "error", "interrupted"]
 
@@ -108,7 +110,7 @@ class Machine:
             interrupt=self._interrupt_line,
             a20=self._set_a20,
             reset=lambda: self.end(Outcome("halt", 0, "the guest reset the machine")),
-            exit_run=lambda value: self.end(Outcome("exit", (value << 1 | 1) & 0xFF, "isa-debug-exit")),
+            exit_run=lambda value: self.end(Outcome("exit", exit_status(value), "isa-debug-exit")),
         )
         self.engine.attach(self)
 
@@ -324,19 +326,23 @@ class Machine:
         """HLT: sleep until a device interrupts; where nothing can, the guest has ended."""
         self.engine.meter.forget_last()
         self.emit("hlt")
+        if not self.control.can_wake():
+            self.end(Outcome("halt", 0, "halted with interrupts off"))
+            return "hlt"
+        state, fruitless = self.run_state, 0
         while not self._interrupt_pending:
             deadline = self.devices.deadline()
-            if not self.control.can_wake() or deadline is None:
-                why = "with interrupts off" if not self.control.can_wake() else "and no device will interrupt"
-                self.end(Outcome("halt", 0, f"halted {why}"))
+            if deadline is None or fruitless == PATIENCE:
+                self.end(Outcome("halt", 0, "halted, and no device will interrupt"))
                 break
+            if self.clock.exact:
+                fruitless += 1
             self.clock.sleep_until(deadline, self.retired())
             self.devices.tick()
-            if self.run_state.poke:
+            if state.poke == "tick":
+                state.poke = ""
+            elif state.poke:
                 break
-        else:
-            if not self.control.can_wake():
-                self.end(Outcome("halt", 0, "halted with interrupts off"))
         return "hlt"
 
     def _after_refusal(self) -> str:

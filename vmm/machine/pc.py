@@ -56,7 +56,7 @@ class Devices:
         bus.attach(0x70, 2, self.rtc, "RTC")
         bus.attach(0x92, 1, self.port92, "port 92")
         bus.attach(0xE9, 1, self.debug_console, "debug console")
-        bus.attach(0xF4, 4, self.debug_exit, "isa-debug-exit")
+        bus.attach(0xF4, 4, self.debug_exit, "isa-debug-exit", width=4)
         bus.attach(0x3D4, 2, self.crtc, "CRTC")
         bus.attach(0x3DA, 1, self.crtc.status, "VGA status")
         self._timed: tuple[Timed, ...] = (self.pit, self.rtc)

@@ -191,7 +191,7 @@ class Outcome:
     flags: int
     flags_before: int
     ports: tuple[tuple[str, int, int, int], ...]  # ("in" or "out", port, size, value)
-    memory: tuple[tuple[int, bytes, bytes], ...]  # (address, before, after) of each run of changed bytes
+    memory: tuple[tuple[int, bytes, bytes], ...]  # (address, before, after) of changed double words
 
     @property
     def trapped(self) -> bool:
@@ -201,7 +201,11 @@ class Outcome:
     @cached_property
     def registers(self) -> tuple[int, ...]:
         """The eight general registers, in encoding order."""
-        return struct.unpack_from("<" + "I4x" * 8, self.after, at.REGS)
+        return _registers(self.after)
+
+    @cached_property
+    def registers_before(self) -> tuple[int, ...]:
+        return _registers(self.before)
 
     @property
     def eip(self) -> int:
@@ -237,6 +241,10 @@ class Outcome:
         if self.end is End.SOFTWARE_INTERRUPT:
             names.add("control, through the IDT")
         return frozenset(names)
+
+
+def _registers(context: bytes) -> tuple[int, ...]:
+    return struct.unpack_from("<" + "I4x" * 8, context, at.REGS)
 
 
 def _word(data: bytes, offset: int) -> int:
@@ -416,17 +424,15 @@ class Probe:
 
 
 def _differences(before: bytes, after: bytes) -> tuple[tuple[int, bytes, bytes], ...]:
-    """The runs of bytes that differ: (address, before, after)."""
-    if before == after:
-        return ()
+    """The runs of double words that differ: (address, before, after)."""
     runs: list[tuple[int, int]] = []
     for page in range(0, len(before), 256):
         if before[page : page + 256] == after[page : page + 256]:
             continue
-        for address in range(page, min(page + 256, len(before))):
-            if before[address] != after[address]:
+        for address in range(page, page + 256, 4):
+            if before[address : address + 4] != after[address : address + 4]:
                 if runs and runs[-1][1] == address:
-                    runs[-1] = (runs[-1][0], address + 1)
+                    runs[-1] = (runs[-1][0], address + 4)
                 else:
-                    runs.append((address, address + 1))
+                    runs.append((address, address + 4))
     return tuple((low, before[low:high], after[low:high]) for low, high in runs)
