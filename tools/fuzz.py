@@ -48,7 +48,25 @@ PLAIN = [
     "53", "5b", "60", "61", "c3", "e8{rel}", "eb{rel8}", "75{rel8}", "74{rel8}", "e2{rel8}", "c9", "90", "d3e0",
     "6800020000", "6802030000", "6a00", "66b8{w}", "c605{mem}{b}", "c705{mem}{imm}", "ff00", "ff10", "ff20",
 ]  # fmt: skip
-SELECTORS = [0x00, 0x08, 0x10, 0x18, 0x1B, 0x20, 0x23, 0x28, 0x30, 0x38, 0x40, 0x48, 0x53, 0x0C, 0x0F, 0xFFF8, 0xFFF0]
+SELECTORS = [
+    0x00,
+    0x08,
+    0x10,
+    0x18,
+    0x1B,
+    0x20,
+    0x23,
+    0x28,
+    0x30,
+    0x38,
+    0x40,
+    0x48,
+    0x53,
+    0x0C,
+    0x0F,
+    0xFFF8,
+    0xFFF0,
+]
 
 
 def interesting(r: random.Random) -> int:
@@ -78,7 +96,9 @@ def instruction(r: random.Random) -> bytes:
         "stack": struct.pack("<I", r.choice((STACK, STACK - 16, interesting(r)))),
         "rel": struct.pack("<i", r.randrange(-64, 64)),
         "rel8": struct.pack("<b", r.randrange(-40, 40)),
-        "far": struct.pack("<IH", r.choice((LOAD, LOAD + r.randrange(0x300), interesting(r))), r.choice(SELECTORS)),
+        "far": struct.pack(
+            "<IH", r.choice((LOAD, LOAD + r.randrange(0x300), interesting(r))), r.choice(SELECTORS)
+        ),
         "gdtr": struct.pack("<I", TABLES + 0x4000),
         "idtr": struct.pack("<I", TABLES + 0x4008),
     }
@@ -96,10 +116,14 @@ def descriptor(r: random.Random) -> bytes:
             high = LOAD & 0xFFFF0000 | r.choice((0x80, 0x80, 0x80, 0)) << 8 | r.randrange(4) << 13 | kind << 8
             return struct.pack("<II", low, high)
         base = r.choice((TSS, LDT, interesting(r)))
-        return bytes(Descriptor.segment(base, r.choice((0x67, 0x68, 0xFF, 3, 0)), 0x80 | r.randrange(4) << 5 | kind, 0))
+        return bytes(
+            Descriptor.segment(base, r.choice((0x67, 0x68, 0xFF, 3, 0)), 0x80 | r.randrange(4) << 5 | kind, 0)
+        )
     access = r.choice((0x9A, 0x92, 0xFA, 0xF2, 0xBA, 0xB2, 0x9E, 0x96, 0x12, r.getrandbits(8)))
     base = r.choice((0, 0, 0, 0, interesting(r)))
-    return bytes(Descriptor.segment(base, r.choice((0xFFFFF, 0xFFFFF, 0xFF, 0)), access, r.choice((0xC, 0xC, 4, 0, 8))))
+    return bytes(
+        Descriptor.segment(base, r.choice((0xFFFFF, 0xFFFFF, 0xFF, 0)), access, r.choice((0xC, 0xC, 4, 0, 8)))
+    )
 
 
 def guest(seed: int) -> Image:
@@ -116,7 +140,9 @@ def guest(seed: int) -> Image:
     )  # fmt: skip
     ldt = b"".join(descriptor(r) for _ in range(32))
     tss = bytearray(r.randbytes(0x200) if r.random() < 0.3 else bytes(0x200))
-    struct.pack_into("<IIII", tss, 4, STACK - 0x400, 0x10, r.choice((STACK, interesting(r))), r.choice(SELECTORS))
+    struct.pack_into(
+        "<IIII", tss, 4, STACK - 0x400, 0x10, r.choice((STACK, interesting(r))), r.choice(SELECTORS)
+    )
     struct.pack_into("<H", tss, 0x66, r.choice((0x68, 0x1FF, 0xFFFF, r.getrandbits(16))))
     pointers = struct.pack("<HI2xHI", len(gdt) - 1, GDT, len(idt) - 1, IDT)
     directory = [PAGES + 0x1000 | 7] + [r.choice((0, 0, 0x87, r.getrandbits(32))) for _ in range(1023)]
@@ -171,7 +197,9 @@ def _batch(seeds: range, modes: list[str], verbose: bool, pipe: Connection) -> N
     pipe.send(("done", "", ""))
 
 
-def campaign(first: int, count: int | None, seconds: float, modes: list[str], verbose: bool = False) -> list[str]:
+def campaign(
+    first: int, count: int | None, seconds: float, modes: list[str], verbose: bool = False
+) -> list[str]:
     """Run cases until `count` or `seconds` are reached; returns one line for each bug."""
     bugs: list[str] = []
     kinds: dict[str, int] = {}
@@ -219,7 +247,9 @@ def main() -> int:
     parser.add_argument("--mode", choices=sorted(MODES), action="append")
     parser.add_argument("-v", "--verbose", action="store_true")
     options = parser.parse_args()
-    bugs = campaign(options.seed, options.count, options.seconds, options.mode or sorted(MODES), options.verbose)
+    bugs = campaign(
+        options.seed, options.count, options.seconds, options.mode or sorted(MODES), options.verbose
+    )
     for bug in bugs:
         print(bug)
     return 1 if bugs else 0

@@ -197,9 +197,7 @@ class Bare:
             if value & CR0.PG and not value & CR0.PE or value & CR0.NW and not value & CR0.CD:
                 raise Fault(Vector.GP, 0)
             if not value & CR0.PE:
-                raise GuestError(
-                    f"the guest clears CR0.PE at EIP {s.eip:#x}: this machine has no real mode"
-                )
+                raise GuestError(f"the guest clears CR0.PE at EIP {s.eip:#x}: this machine has no real mode")
             changed = s.cr0 ^ value
             s.cr0 = value & _CR0_KNOWN
             if changed & _CR0_TLB:
@@ -281,4 +279,3 @@ def bitmap_allows(processor: delivery.Processor, port: int, size: int) -> bool:
         return False
     bits = processor.read(task.base + offset & 0xFFFFFFFF, 2) >> (port & 7)
     return not bits & (1 << size) - 1
-

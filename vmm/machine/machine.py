@@ -14,11 +14,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vmm.errors import GuestError
 from vmm.events import Event, ExitTable, Listener
-from vmm.isa.decode import Instruction, count_instructions, decode
+from vmm.isa.decode import Instruction, decode
 from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector, name
 from vmm.isa.words import DR6, EFlags
 from vmm.machine import sites
@@ -34,8 +34,10 @@ from vmm.machine.delivery import Fault, TripleFault
 from vmm.machine.devices.system import exit_status
 from vmm.machine.memory import ONES, Memory
 from vmm.machine.paging import PageFault
-from vmm.machine.pc import TIMED_PORTS, Devices
+from vmm.machine.pc import Devices
+from vmm.machine.ports import PortExits
 from vmm.machine.processor import Linear
+from vmm.machine.retirement import Retirement
 from vmm.machine.tlb import FrameTable
 
 FOREVER = 1 << 60  # more instructions than anyone waits for
@@ -54,19 +56,11 @@ class Outcome:
 
 
 @dataclass
-class Accounting:
-    """Where the count of retired instructions stands: `base` at the last arming, `armed` granted since."""
-
-    base: int = 0
-    armed: int = 0
-
-
-@dataclass
 class Run:
     """What the loop must remember between exits."""
 
     outcome: Outcome | None = None
-    fault: Fault | None = None  # to be raised at the instruction where the machine stands
+    fault: Fault | PageFault | None = None  # to be raised at the instruction where the machine stands
     step: bool = False  # the next block is more than the deadline allows
     active: bool = False  # inside `run`
     halted: bool = False  # an emulated HLT: the loop sleeps
@@ -92,14 +86,15 @@ class Machine:
         self.state = self.engine.state
         self.linear = Linear(self.state, self.memory)
         self.frames = FrameTable(self.memory, self.engine)
+        self.retirement = Retirement(self.engine.meter, self.state, self.linear)
+        self.retired, self.retire = self.retirement.retired, self.retirement.retire
+        self.count, self.is_store_only = self.retirement.count, self.retirement.is_store_only
+        self.restart_software = self.retirement.restart_software
         self.clock: Clock = clock or InstructionClock()
         self.exits = ExitTable()
-        self.accounting = Accounting()
         self.run_state = Run()
-        self._inside_block = False  # while a hook in the middle of a block runs
         self._alarm: Alarm | None = None
-        self._software_block = (0, 0)  # (address, size) of the block that ended in INT n, INT3 or INTO
-        self._interrupt_pending = False
+        self.interrupt_pending = False
         self._control: Control | None = None
         self.bus = PortBus()
         self.devices = Devices(
@@ -112,6 +107,8 @@ class Machine:
             reset=lambda: self.end(Outcome("halt", 0, "the guest reset the machine")),
             exit_run=lambda value: self.end(Outcome("exit", exit_status(value), "isa-debug-exit")),
         )
+        ports = PortExits(self)
+        self.on_in, self.on_out = ports.on_in, ports.on_out
         self.engine.attach(self)
 
     def attach(self, control: Control) -> None:
@@ -125,12 +122,6 @@ class Machine:
 
     # Time
 
-    def retired(self) -> int:
-        """Guest instructions completed until now."""
-        a = self.accounting
-        retired = a.base + a.armed - self.engine.meter.budget
-        return retired - self._unexecuted() if self._inside_block else retired
-
     def now(self) -> int:
         """Guest time in nanoseconds."""
         return self.clock.now(self.retired())
@@ -138,46 +129,6 @@ class Machine:
     def tsc(self) -> int:
         """The time-stamp counter: 100 MHz of guest time."""
         return self.now() // 10 + self.clock.state.tsc_offset & (1 << 64) - 1
-
-    def _arm(self, instructions: int) -> None:
-        a = self.accounting
-        a.base, a.armed = self.retired(), instructions
-        self.engine.meter.budget = instructions
-
-    def _unexecuted(self) -> int:
-        """Instructions of the block charged last that have not completed, EIP being inside it."""
-        start, size, count = self.engine.meter.last_block()
-        eip = self.state.linear_eip
-        if not start <= eip < start + size:
-            return 0
-        return count - self.count(start, eip - start) if eip != start else count
-
-    def settle(self) -> None:
-        """Give back what was charged for the rest of an interrupted block. EIP must not have moved yet."""
-        meter = self.engine.meter
-        meter.budget += self._unexecuted()
-        meter.forget_last()
-
-    def restart_software(self) -> None:
-        """Put EIP back at the INT, INT3 or INTO that has just been executed, and do not count it."""
-        start, size = self._software_block
-        eip = self.state.linear_eip
-        at_offset, before, code = 0, 0, self.linear.code(start, size)
-        while at_offset < len(code) and start + at_offset != eip:
-            instruction = decode(code[at_offset : at_offset + 15], 0)
-            before = at_offset
-            at_offset += instruction.size if instruction else 1
-        self.state.eip -= eip - (start + before)
-        self.engine.meter.budget += 1
-
-    def count(self, address: int, size: int) -> int:
-        """Instructions in straight-line code (engine callback)."""
-        return count_instructions(self.linear.code(address, size)) if size else 0
-
-    def is_store_only(self, address: int, size: int) -> bool:
-        """Whether the one instruction in these bytes ends no block by itself (engine callback)."""
-        instruction = decode(self.linear.code(address, size), 0)
-        return instruction is not None and _stores_only(instruction)
 
     # Ending and watching
 
@@ -210,14 +161,14 @@ class Machine:
     # Interrupt line and A20
 
     def _interrupt_line(self, level: bool) -> None:
-        self._interrupt_pending = level
+        self.interrupt_pending = level
         self._update_poll()
 
     def _update_poll(self) -> None:
         if self.run_state.poke:
             self.engine.meter.poll = stub.STOP_NOW
         else:
-            self.engine.meter.poll = self.control.poll if self._interrupt_pending and self._control else 0
+            self.engine.meter.poll = self.control.poll if self.interrupt_pending and self._control else 0
 
     def _set_a20(self, enabled: bool) -> None:
         mask = 0xFFFFFFFF if enabled else 0xFFEFFFFF
@@ -282,16 +233,21 @@ class Machine:
         if deadline is not None and deadline <= self.now():
             self.devices.tick()
             deadline = self.devices.deadline()
-        if self._interrupt_pending and self.control.can_interrupt():
+        if self.interrupt_pending and self.control.can_interrupt():
             self.take_interrupt()
         self._update_poll()
         grant = limit - retired
         if deadline is not None:
             if self.clock.exact:
                 grant = min(grant, self.clock.instructions_until(deadline, retired))
-            elif self._alarm is not None:
-                self._alarm.set((deadline - self.now()) / 1e9)
-        self._arm(grant)
+            else:
+                self.set_alarm(deadline)
+        self.retirement.arm(grant)
+
+    def set_alarm(self, deadline: int) -> None:
+        """Host clock: have the CPU stopped when guest time reaches `deadline`."""
+        if self._alarm is not None:
+            self._alarm.set((deadline - self.now()) / 1e9)
 
     def take_interrupt(self) -> None:
         """The INTA cycle, and delivery."""
@@ -305,9 +261,9 @@ class Machine:
     # Endings of `engine.run`: each returns the exit's name for the table, or "" where another counted it.
 
     def _after_meter(self) -> str:
-        """At a block boundary: the deadline, a deliverable interrupt, a poke, or a block that does not fit."""
+        """At a block boundary: deadline, deliverable interrupt, poke, or a block that does not fit."""
+        self.retirement.at_boundary()
         meter = self.engine.meter
-        meter.forget_last()
         polled = bool(meter.poll & self.state.system_flags) and not self.state.inhibited
         self.run_state.step = meter.budget > 0 and not polled
         return ""
@@ -324,13 +280,13 @@ class Machine:
 
     def _after_halt(self) -> str:
         """HLT: sleep until a device interrupts; where nothing can, the guest has ended."""
-        self.engine.meter.forget_last()
+        self.retirement.at_boundary()
         self.emit("hlt")
         if not self.control.can_wake():
             self.end(Outcome("halt", 0, "halted with interrupts off"))
             return "hlt"
         state, fruitless = self.run_state, 0
-        while not self._interrupt_pending:
+        while not self.interrupt_pending:
             deadline = self.devices.deadline()
             if deadline is None or fruitless == PATIENCE:
                 self.end(Outcome("halt", 0, "halted, and no device will interrupt"))
@@ -348,12 +304,12 @@ class Machine:
     def _after_refusal(self) -> str:
         address, access = self.engine.refused
         if access == FETCH:
-            self.engine.meter.forget_last()
+            self.retirement.at_boundary()
             if self._fetch_runs_ahead(address):
                 self.run_state.step = True
                 return ""
         else:
-            self.settle()
+            self.retirement.settle()
         self.emit("page fault", f"{address:#x}", address=address)
         self.control.page_fault(address, access)
         return "exception #PF"
@@ -369,7 +325,7 @@ class Machine:
 
     def _after_site(self) -> str:
         """An instruction that the machine executes itself."""
-        self.settle()
+        self.retirement.settle()
         instruction = self.decode_here()
         assert instruction is not None
         self.emit("instruction", instruction.mnemonic.lower())
@@ -394,22 +350,18 @@ class Machine:
             self.state.set_word(at.DR6, self.state.word(at.DR6) | DR6.BS)
             self.control.exception(Vector.DB, 0, False)
 
-    def retire(self) -> None:
-        """Count an instruction, or a pass of a repeated one, that was not executed by the engine."""
-        self.engine.meter.budget -= 1
-
     def must_stop(self) -> bool:
         """Whether a repeated instruction that the machine executes must pause between two passes."""
-        if self.engine.meter.budget <= 0 or self.run_state.outcome is not None or self.run_state.poke:
+        if self.retirement.left() <= 0 or self.run_state.outcome is not None or self.run_state.poke:
             return True
-        return self._interrupt_pending and self.control.can_interrupt()
+        return self.interrupt_pending and self.control.can_interrupt()
 
     def decode_here(self) -> Instruction | None:
         """The instruction at EIP."""
         eip = self.state.linear_eip
         return decode(self.linear.code(eip, 15), eip)
 
-    _HANDLERS = {
+    _HANDLERS: ClassVar[dict[Stop, Callable[[Machine], str]]] = {
         Stop.METER: _after_meter,
         Stop.REQUESTED: _after_request,
         Stop.HALT: _after_halt,
@@ -421,12 +373,12 @@ class Machine:
 
     def on_exception(self, vector: int, software: bool) -> None:
         started = time.perf_counter_ns()
-        if vector == Vector.DB and not software:
-            self.engine.meter.forget_last()  # a trap: EIP is past the instruction, perhaps back at it
+        if software:
+            self.retirement.settle_software()
+        elif vector == Vector.DB:
+            self.retirement.at_boundary()  # a trap: EIP is past the instruction, perhaps back at it
         else:
-            if software:
-                self._software_block = self.engine.meter.last_block()[:2]
-            self.settle()
+            self.retirement.settle()
         error_code = 0
         if not software and vector in ERROR_CODE_VECTORS:
             error_code = self.state.word(at.ERROR_CODE) & 0xFFFF
@@ -444,7 +396,7 @@ class Machine:
         """After an exit handled inside: leave the engine if the loop has something to do first."""
         if self.run_state.outcome is not None or self.run_state.halted:
             self.engine.stop()
-        elif self._interrupt_pending:
+        elif self.interrupt_pending:
             if self.control.can_interrupt():
                 self.engine.stop()
             else:
@@ -460,16 +412,16 @@ class Machine:
         self.exits.add("CPUID", 0)
 
     def on_rdtsc(self) -> int:
-        self._inside_block = True
+        self.retirement.inside_block = True
         try:
             return self.tsc()
         finally:
-            self._inside_block = False
+            self.retirement.inside_block = False
             self.exits.add("RDTSC", 0)
 
     def on_sysenter(self) -> None:
         started = time.perf_counter_ns()
-        self.settle()
+        self.retirement.settle()
         instruction = self.decode_here()
         assert instruction is not None
         try:
@@ -490,112 +442,6 @@ class Machine:
     def on_site(self, address: int) -> bool:
         instruction = self.decode_here()
         return instruction is not None and sites.is_site(instruction) and self.control.wants(instruction)
-
-    # Ports
-
-    def on_in(self, port: int, size: int) -> int:
-        started = time.perf_counter_ns()
-        self._inside_block = True
-        try:
-            if not self.control.port_allowed(port, size):
-                self._refuse_port()
-                return 0
-            value = self.bus.read(port, size)
-            if self.run_state.listeners:
-                self.emit("in", f"{port:#x}", port=port, size=size, value=value)
-            if self._must_end_block(port):
-                mask = (1 << 8 * size) - 1
-                self.state.set(0, self.state.get(0) & ~mask | value & mask)
-                self._end_block()
-            return value
-        finally:
-            self._inside_block = False
-            self.exits.add("IN", time.perf_counter_ns() - started)
-
-    def on_out(self, port: int, size: int, value: int) -> None:
-        started = time.perf_counter_ns()
-        self._inside_block = True
-        try:
-            if not self.control.port_allowed(port, size):
-                self._refuse_port()
-                return
-            if self.run_state.listeners:
-                self.emit("out", f"{port:#x}", port=port, size=size, value=value)
-            self.bus.write(port, size, value)
-            if self._must_end_block(port):
-                self._end_block()
-        finally:
-            self._inside_block = False
-            self.exits.add("OUT", time.perf_counter_ns() - started)
-
-    def _refuse_port(self) -> None:
-        """#GP(0) at the port instruction: nothing after it in the block may happen."""
-        self.run_state.fault = Fault(Vector.GP, 0)
-        self.settle()
-        self._inside_block = False
-        self.engine.seal()
-
-    def _must_end_block(self, port: int) -> bool:
-        """Whether the access changed what happens at the very next instruction boundary."""
-        if self.run_state.outcome is not None:
-            return True
-        if self._interrupt_pending and self.control.can_interrupt():
-            return True
-        return port in TIMED_PORTS and self._deadline_is_near()
-
-    def _deadline_is_near(self) -> bool:
-        """Bring a nearer deadline into the meter; True if it lies within the block being executed."""
-        deadline = self.devices.deadline()
-        if deadline is None:
-            return False
-        if not self.clock.exact:
-            if self._alarm is not None:
-                self._alarm.set((deadline - self.now()) / 1e9)
-            return False
-        a, meter = self.accounting, self.engine.meter
-        retired = self.retired() + 1  # the port instruction included
-        too_much = a.base + a.armed - (retired + self.clock.instructions_until(deadline, retired))
-        if too_much <= 0:
-            return False
-        if too_much > meter.budget:
-            return True
-        a.armed -= too_much
-        meter.budget -= too_much
-        return False
-
-    def _end_block(self) -> None:
-        """End the block right after the IN or OUT at EIP."""
-        instruction = self.decode_here()
-        assert instruction is not None
-        self.settle()
-        self.retire()
-        self._inside_block = False
-        self.state.eip = instruction.next - self.state.segment_base(at.CS)
-        self.state.inhibited = False
-        self.engine.seal()
-
-
-def _transfers(instruction: Instruction) -> bool:
-    """Whether an instruction with a memory operand ends a block: FF /2../5, and loads of SS."""
-    if instruction.opcode == 0xFF:
-        return instruction.reg in (2, 3, 4, 5)
-    return instruction.opcode == 0x8E and instruction.reg == at.SS
-
-
-_STRING_STORES = frozenset((0xA4, 0xA5, 0xAA, 0xAB))
-
-
-def _stores_only(instruction: Instruction) -> bool:
-    """Whether an instruction may store and yet ends no block by itself.
-
-    A pass of a repeated one does end its block, so it cannot be told from one that is done over: a REP MOVS
-    that overwrites the very block it ends is counted once too often.
-    """
-    if instruction.opcode in _STRING_STORES:
-        return not instruction.repeat
-    if instruction.memory is not None:
-        return not _transfers(instruction)
-    return instruction.mnemonic.startswith("PUSH")
 
 
 __all__ = ["HostClock", "InstructionClock", "Kind", "Machine", "Outcome"]

@@ -158,14 +158,10 @@ class BareProcessor:
         return self._state.segment_base(at.SS), bool(self._state.segment_flags(at.SS) & 1 << 22)
 
     def load_code(self, selector: int, descriptor: Descriptor, cpl: int) -> None:
-        self._state.load_segment(
-            at.CS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8
-        )
+        self._state.load_segment(at.CS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8)
 
     def load_stack(self, selector: int, descriptor: Descriptor) -> None:
-        self._state.load_segment(
-            at.SS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8
-        )
+        self._state.load_segment(at.SS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8)
 
     def clear_data_segments(self) -> None:
         for segment in (at.ES, at.DS, at.FS, at.GS):

@@ -35,7 +35,9 @@ class FrameTable:
         self.touched: set[int] = set()  # pages that may have changed since the machine was made
         memory.on_host_write = self.host_wrote
 
-    def permissions(self, frame: int, access: int, writable: bool, near: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    def permissions(
+        self, frame: int, access: int, writable: bool, near: Callable[[], tuple[int, int]]
+    ) -> tuple[int, int]:
         """(physical page, PROT_* bits) for an access that the guest's own tables allow.
 
         `writable` says whether the guest may also store there without another walk; `near` gives the

@@ -60,9 +60,7 @@ class Machinery:
         base, big = self.processor.stack_segment()
         mask = 0xFFFFFFFF if big else 0xFFFF
         esp = self.processor.esp
-        return [
-            self.processor.read(base + (esp + size * i & mask) & 0xFFFFFFFF, size) for i in range(count)
-        ]
+        return [self.processor.read(base + (esp + size * i & mask) & 0xFFFFFFFF, size) for i in range(count)]
 
     def move_esp(self, distance: int) -> None:
         _, big = self.processor.stack_segment()
@@ -328,7 +326,9 @@ def _iret(m: Machinery, i: Instruction) -> bool:
     eip, selector, flags = m.pop(3, i.operand_size)
     selector &= 0xFFFF
     if flags & EFlags.VM and i.operand_size == 4:
-        raise GuestError(f"IRET to virtual-8086 mode at EIP {p.eip:#x}: trap mode has none; use --mode native")
+        raise GuestError(
+            f"IRET to virtual-8086 mode at EIP {p.eip:#x}: trap mode has none; use --mode native"
+        )
     if selector & RPL:
         raise _Reflect
     d = _return_within_kernel(m, selector, eip)

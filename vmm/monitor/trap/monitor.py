@@ -198,5 +198,3 @@ _SEGMENT_LOADS = frozenset(
 
 def _loads_segment(instruction: Instruction) -> bool:
     return instruction.opcode in _SEGMENT_LOADS or instruction.key in ("FF/3", "FF/5")
-
-

@@ -72,7 +72,9 @@ class ShadowTables:
         vcpu, machine = self._vcpu, self._machine
         self.copies += 1
         frames: set[int] = set()
-        self._copy_table(GDT, vcpu.gdtr.base, min(vcpu.gdtr.limit + 1, TABLE_SIZE - OWN), TABLE_SIZE - OWN, frames)
+        self._copy_table(
+            GDT, vcpu.gdtr.base, min(vcpu.gdtr.limit + 1, TABLE_SIZE - OWN), TABLE_SIZE - OWN, frames
+        )
         size = min(vcpu.ldtr.limit + 1, TABLE_SIZE) if vcpu.ldtr.selector & ~3 else 0
         self._copy_table(LDT, vcpu.ldtr.base, size, TABLE_SIZE, frames)
         self.locked = frozenset(frames) or frozenset((-1,))
@@ -89,7 +91,9 @@ class ShadowTables:
         size &= ~7
         for i in range(0, size, 8):
             entry = deprivileged(
-                Descriptor(int.from_bytes(data[i : i + 4], "little"), int.from_bytes(data[i + 4 : i + 8], "little"))
+                Descriptor(
+                    int.from_bytes(data[i : i + 4], "little"), int.from_bytes(data[i + 4 : i + 8], "little")
+                )
             )
             data[i + 4 : i + 8] = entry.high.to_bytes(4, "little")
         self._view[offset : offset + size] = data[:size]

@@ -45,8 +45,6 @@ class VirtualCpu:
     gdtr: TableRegister = field(default_factory=TableRegister)
     idtr: TableRegister = field(default_factory=TableRegister)
     ldtr: SystemSegment = field(default_factory=SystemSegment)
-    tr: SystemSegment = field(
-        default_factory=lambda: SystemSegment(0, 0, 0xFFFF, SystemType.TSS32_BUSY)
-    )
+    tr: SystemSegment = field(default_factory=lambda: SystemSegment(0, 0, 0xFFFF, SystemType.TSS32_BUSY))
     debug: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400])
     msrs: dict[int, int] = field(default_factory=lambda: {0x174: 0, 0x175: 0, 0x176: 0})

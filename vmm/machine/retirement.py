@@ -1,0 +1,135 @@
+"""Counting retired instructions exactly, while the engine executes whole blocks.
+
+The meter charges a block when it is entered. So whenever somebody asks for the time in the middle of one, or
+an exception cuts one short, the part that has not been executed is taken off again: EIP says where the
+block stands. What "retired" means is defined in `clock`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmm.isa.decode import Instruction, count_instructions, decode
+from vmm.machine.cpu import layout as at
+from vmm.machine.cpu.state import CpuState
+from vmm.machine.cpu.stub import Meter
+from vmm.machine.processor import Linear
+
+
+@dataclass
+class Accounting:
+    """Where the count of retired instructions stands: `base` at the last arming, `armed` granted since."""
+
+    base: int = 0
+    armed: int = 0
+
+
+class Retirement:
+    """The count, kept in the meter that generated code charges."""
+
+    def __init__(self, meter: Meter, state: CpuState, linear: Linear) -> None:
+        self._meter, self._state, self._linear = meter, state, linear
+        self.accounting = Accounting()
+        self.inside_block = False  # while a hook in the middle of a block runs
+        self._software_block = (0, 0)  # (address, size) of the block that ended in INT n, INT3 or INTO
+
+    def retired(self) -> int:
+        """Guest instructions completed until now."""
+        a = self.accounting
+        retired = a.base + a.armed - self._meter.budget
+        return retired - self.unexecuted() if self.inside_block else retired
+
+    def arm(self, instructions: int) -> None:
+        """Grant so many instructions from now on."""
+        a = self.accounting
+        a.base, a.armed = self.retired(), instructions
+        self._meter.budget = instructions
+
+    def unexecuted(self) -> int:
+        """Instructions of the block charged last that have not completed, EIP being inside it."""
+        start, size, count = self._meter.last_block()
+        eip = self._state.linear_eip
+        if not start <= eip < start + size:
+            return 0
+        return count - self.count(start, eip - start) if eip != start else count
+
+    def settle(self) -> None:
+        """Give back what was charged for the rest of an interrupted block. EIP must not have moved yet."""
+        meter = self._meter
+        meter.budget += self.unexecuted()
+        meter.forget_last()
+
+    def restart_software(self) -> None:
+        """Put EIP back at the INT, INT3 or INTO that has just been executed, and do not count it."""
+        start, size = self._software_block
+        eip = self._state.linear_eip
+        at_offset, before, code = 0, 0, self._linear.code(start, size)
+        while at_offset < len(code) and start + at_offset != eip:
+            instruction = decode(code[at_offset : at_offset + 15], 0)
+            before = at_offset
+            at_offset += instruction.size if instruction else 1
+        self._state.eip -= eip - (start + before)
+        self._meter.budget += 1
+
+    def count(self, address: int, size: int) -> int:
+        """Instructions in straight-line code (engine callback)."""
+        return count_instructions(self._linear.code(address, size)) if size else 0
+
+    def is_store_only(self, address: int, size: int) -> bool:
+        """Whether the one instruction in these bytes ends no block by itself (engine callback)."""
+        instruction = decode(self._linear.code(address, size), 0)
+        return instruction is not None and _stores_only(instruction)
+
+    def settle_software(self) -> None:
+        """`settle` after INT n, INT3 or INTO, which may yet turn out not to have been executed."""
+        self._software_block = self._meter.last_block()[:2]
+        self.settle()
+
+    def at_boundary(self) -> None:
+        """The block charged last has been executed to its end."""
+        self._meter.forget_last()
+
+    def retire(self) -> None:
+        """Count an instruction, or a pass of a repeated one, that was not executed by the engine."""
+        self._meter.budget -= 1
+
+    def left(self) -> int:
+        """How much of what was granted is left, counting charged blocks as spent."""
+        return self._meter.budget
+
+    def bring_nearer(self, stop_at: int) -> bool:
+        """Make the CPU stop when `stop_at` instructions have retired, if that is sooner than it would.
+
+        False where that moment lies within the block being executed, which must then be ended.
+        """
+        a, meter = self.accounting, self._meter
+        too_much = a.base + a.armed - stop_at
+        if too_much > meter.budget:
+            return False
+        if too_much > 0:
+            a.armed -= too_much
+            meter.budget -= too_much
+        return True
+
+
+def _transfers(instruction: Instruction) -> bool:
+    """Whether an instruction with a memory operand ends a block: FF /2../5, and loads of SS."""
+    if instruction.opcode == 0xFF:
+        return instruction.reg in (2, 3, 4, 5)
+    return instruction.opcode == 0x8E and instruction.reg == at.SS
+
+
+_STRING_STORES = frozenset((0xA4, 0xA5, 0xAA, 0xAB))
+
+
+def _stores_only(instruction: Instruction) -> bool:
+    """Whether an instruction may store and yet ends no block by itself.
+
+    A pass of a repeated one does end its block, so it cannot be told from one that is done over: a REP MOVS
+    that overwrites the very block it ends is counted once too often.
+    """
+    if instruction.opcode in _STRING_STORES:
+        return not instruction.repeat
+    if instruction.memory is not None:
+        return not _transfers(instruction)
+    return instruction.mnemonic.startswith("PUSH")
