@@ -177,6 +177,8 @@ def run_case(seed: int, mode: str, verbose: bool = False) -> str:
     result = vm.run(BUDGET, timeout=CASE_SECONDS / 2)
     if result.instructions > BUDGET:
         raise AssertionError(f"{result.instructions} instructions retired with a budget of {BUDGET}")
+    if result.outcome.kind == "timeout":
+        raise AssertionError(f"{result.instructions} instructions took {result.seconds:.1f} s")
     if verbose:
         print(seed, mode, result.outcome, result.instructions, f"{result.seconds:.3f} s")
     return result.outcome.kind

@@ -53,6 +53,10 @@ def _gate_privilege_ignored(probe: Probe) -> bool:
     return probe.run(b"\xcd\x30", 3, State(memory=((lab.IDT + 8 * 0x30, gate),))).vector == 0x30
 
 
+def _lock_ignored(probe: Probe) -> bool:
+    return all(probe.run(code, 0).end is End.DONE for code in (b"\xf0\x90", b"\xf0\x9c", b"\xf0\x0f\x02\xc1"))
+
+
 def _unknown_msr(probe: Probe) -> bool:
     unknown = State(registers=(0, 0xDEAD, *State().registers[2:]))
     return all(probe.run(code, 0, unknown).end is End.DONE for code in (b"\x0f\x32", b"\x0f\x30"))
@@ -109,5 +113,11 @@ DEVIATIONS = (
         frozenset(),
         "On this CPU unknown MSRs read as zero in ring 0 and writes vanish, where the manual has #GP.",
         _unknown_msr,
+    ),
+    Deviation(
+        (),
+        frozenset(),
+        "This CPU ignores LOCK before most instructions that cannot be locked, where the manual has #UD.",
+        _lock_ignored,
     ),
 )

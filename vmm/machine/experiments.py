@@ -229,6 +229,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         *(_case(code + _AT_DATA) for code in ("0fc735", "0fc73d", "660f388005", "660f388105")),
     ),
     "INVPCID": (_case("660f388205" + _AT_DATA),),
+    "ENCLS": (
+        *(_case(code) for code in ("0f01cf", "0f01c0", "0f01c5", "f30f01e8")),
+        *(_case(code + _AT_DATA) for code in ("f30fae35", "660f38f505")),
+    ),
     "CLI": (_case("fa"),),
     "STI": (_case("fb"),),
     "IN": tuple(_case(code, edx=0x80) for code in ("e480", "e580", "ec", "ed", "66ed")),

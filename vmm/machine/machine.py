@@ -327,7 +327,9 @@ class Machine:
         """An instruction that the machine executes itself."""
         self.retirement.settle()
         instruction = self.decode_here()
-        assert instruction is not None
+        if instruction is None:
+            self.control.exception(Vector.UD, 0, False)
+            return "exception #UD"
         self.emit("instruction", instruction.mnemonic.lower())
         reason = f"instruction {instruction.mnemonic}"
         stepping = self.state.system_flags & EFlags.TF
@@ -423,8 +425,9 @@ class Machine:
         started = time.perf_counter_ns()
         self.retirement.settle()
         instruction = self.decode_here()
-        assert instruction is not None
         try:
+            if instruction is None:
+                raise Fault(Vector.UD)
             self.control.sysenter()
             self.state.eip -= instruction.size  # the engine adds it afterwards
             self.retire()
@@ -440,8 +443,9 @@ class Machine:
         return sites.find(self.linear.code(address & 0xFFFFFFFF, size), address & 0xFFFFFFFF)
 
     def on_site(self, address: int) -> bool:
-        instruction = self.decode_here()
-        return instruction is not None and sites.is_site(instruction) and self.control.wants(instruction)
+        code = self.linear.code(address, 15)
+        instruction = decode(code, address)
+        return sites.is_site(instruction, code) and (instruction is None or self.control.wants(instruction))
 
 
 __all__ = ["HostClock", "InstructionClock", "Kind", "Machine", "Outcome"]

@@ -60,7 +60,7 @@ class Memory:
     def read(self, address: int, size: int) -> int:
         """A little-endian integer of `size` bytes at a physical address; empty addresses read as ones."""
         end = address + size
-        if end <= CONVENTIONAL_END or EXTENDED_START <= address and end <= self.size:
+        if end <= CONVENTIONAL_END or address >= EXTENDED_START and end <= self.size:
             return int.from_bytes(self.bytes[address:end], "little")
         value = 0
         for i in range(size):
@@ -72,7 +72,7 @@ class Memory:
         """Write a little-endian integer at a physical address; writes to empty addresses vanish."""
         end = address + size
         data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
-        if end <= CONVENTIONAL_END or EXTENDED_START <= address and end <= self.size:
+        if end <= CONVENTIONAL_END or address >= EXTENDED_START and end <= self.size:
             self.bytes[address:end] = data
         else:
             for i in range(size):

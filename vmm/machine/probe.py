@@ -7,8 +7,8 @@ and an IRET that takes it to the ring in question. What comes back is everything
 change: registers, flags, hidden segment registers, control registers, memory, ports, and how it ended.
 
 The hard part is that the CPU must survive anything: it never runs without a limit, its TSS is always one
-that it accepts (another aborts the process), hooks never raise, and a run that left breakpoints behind
-gets a new engine.
+that it accepts (another aborts the process), code that its translator cannot survive is refused,
+hooks never raise, and a run that left breakpoints behind gets a new engine.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from vmm.isa.descriptors import Descriptor, SystemType
 from vmm.isa.vectors import Vector
 from vmm.isa.words import ARITHMETIC, EFlags
 from vmm.machine.cpu import layout as at
+from vmm.machine.hostile import ABORTS
 
 MODEL, OTHER_MODEL = x86.UC_CPU_X86_EPYC, x86.UC_CPU_X86_HASWELL  # the machine's, and one to compare with
 MEMORY = 0x10000
@@ -174,7 +175,6 @@ class End(StrEnum):
 
 
 _SEGMENT_NAMES = ("ES", "CS", "SS", "DS", "FS", "GS", "LDTR", "TR", "GDTR", "IDTR")
-_VECTOR_STATE = slice(at.EFER + 8, at.SYSENTER_CS)  # x87, MMX, SSE
 _MSRS = slice(at.SYSENTER_CS, at.ERROR_CODE)
 
 
@@ -214,11 +214,6 @@ class Outcome:
     @property
     def cpl(self) -> int:
         return _word(self.after, at.HFLAGS) & at.HF_CPL
-
-    @property
-    def vector_state(self) -> bytes:
-        """x87, MMX and SSE registers, as the engine keeps them."""
-        return self.after[_VECTOR_STATE]
 
     @cached_property
     def resources(self) -> dict[str, tuple[int, ...]]:
@@ -378,7 +373,10 @@ class Probe:
         """Execute `code` at `CODE` in `ring` until control leaves it, it traps, or `limit` fetches are done.
 
         A REP counts one fetch an iteration. `code` runs to its end, so give one instruction to see one.
+        Raises ValueError for code that matches `ABORTS`.
         """
+        if ABORTS.search(code):
+            raise ValueError(f"{code.hex()} would abort the process")
         state = state or State()
         system = state.flags & ~ARITHMETIC
         start = bytearray(self._start(ring, system, state.data, state.setup))

@@ -137,6 +137,7 @@ class Engine:
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits([])
         self._uc.ctl_set_tlb_mode(U.UC_TLB_VIRTUAL)
+        self._warm_up()
         self.state = self._make_state(live and self._native)
         self._install()
 
@@ -196,20 +197,30 @@ class Engine:
 
     def _find_registers(self) -> int:
         """The address of the live register file, or 0 where what is found is not it."""
-        page = stub.CodePage()
-        self._keep.append(page)
-        scratch = 0x1000
-        self._uc.mem_map(scratch, _PAGE)
-        self._uc.mem_write(scratch, b"\xf4")
-        hook = self._hook(U.UC_HOOK_BLOCK, _VOID_P(page.add(stub.CAPTURE_CODE)), self.meter.address)
-        self._uc.emu_start(scratch, 0)
-        uclib.uc_hook_del(self._engine, hook)
-        self._uc.mem_unmap(scratch, _PAGE)
-        self._uc.ctl_flush_tb()
-        self.flush_tlb()
         address: int = self.meter.quads[stub.REGISTERS // 8]
         saved = _context_bytes(self._uc)[at.HEADER :]
         return address if address and ctypes.string_at(address, at.SIZE) == saved else 0
+
+    def _warm_up(self) -> None:
+        """Execute two blocks, of which the first ends by itself.
+
+        The engine reports a translation only once a block has been executed to its end, and every block of the
+        guest's must be reported. On the way, see where the registers are.
+        """
+        scratch = 0x1000
+        self._uc.mem_map(scratch, _PAGE)
+        self._uc.mem_write(scratch, bytes.fromhex("eb00f4"))  # jmp next; next: hlt
+        hook = None
+        if self._native:
+            page = stub.CodePage()
+            self._keep.append(page)
+            hook = self._hook(U.UC_HOOK_BLOCK, _VOID_P(page.add(stub.CAPTURE_CODE)), self.meter.address)
+        self._uc.emu_start(scratch, 0)
+        if hook is not None:
+            uclib.uc_hook_del(self._engine, hook)
+        self._uc.mem_unmap(scratch, _PAGE)
+        self._uc.ctl_flush_tb()
+        self.flush_tlb()
 
     def _guarded(self, function: Callable[..., object], default: object = None) -> Callable[..., object]:
         """Wrap a callback so that what it raises is recorded, the CPU stopped, and `run` raises it."""
