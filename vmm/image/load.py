@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import ImageError
 from vmm.image import flat, multiboot
-from vmm.image.image import DEFAULT_LOAD, Image, Segment, check
+from vmm.image.image import DEFAULT_LOAD, Image, Segment, SourceLine, check
 
 if TYPE_CHECKING:
     from vmm.image.asm import Assembly
@@ -62,9 +62,8 @@ def from_assembly(name: str, assembly: Assembly) -> Image:
     segments = [Segment(assembly.origin, assembly.data, len(assembly.data))]
     if bss_size:
         segments.append(Segment(bss, b"", bss_size))
-    return Image(
-        name, tuple(segments), assembly.entry, symbols=dict(assembly.symbols), lines=tuple(assembly.lines)
-    )
+    lines = tuple(SourceLine(at.address, at.size, at.file, at.line, at.text) for at in assembly.lines)
+    return Image(name, tuple(segments), assembly.entry, symbols=dict(assembly.symbols), lines=lines)
 
 
 def with_information(image: Image, command_line: str, memory: int) -> Image:
