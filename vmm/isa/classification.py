@@ -343,6 +343,12 @@ _PRIVILEGED = (
         "INVPCID", "INVPCID r, m", "0F3882", "c", "It changes the TLB.", "It drops translations.",
         "SDM 2A, INVPCID", needs="INVPCID",
     ),
+    _privileged(
+        "ENCLS", "ENCLS; ENCLV; PCONFIG; SETSSBSY; CLRSSBSY; WRUSS",
+        "0F01CF 0F01C0 0F01C5 0F01E8 F3.0FAE/6 0F38F5", "c",
+        "It manages enclaves, memory keys or supervisor shadow stacks.", "It does so.",
+        "SDM 2 and 3D, each under its name", needs="SGX, PCONFIG or CET",
+    ),
     _row(
         "CLI", "CLI", "FA", Trap.IOPL, "c", "It closes the processor to interrupts.",
         "It clears IF; with CPL > IOPL it raises #GP(0), so a monitor keeps the real IOPL 0.", "SDM 2A, CLI",

@@ -195,8 +195,8 @@ _SPELLING = {
     **{name: name[:-1] for name in ("INSB", "INSD", "INSW", "OUTSB", "OUTSD", "OUTSW")},
 }
 
-# Capstone accepts them; the processor raises #UD (0FA6 and 0FA7 are one vendor's own).
-_REFUSED = frozenset(["8E/1", "0FA6", "0FA7"])
+# Capstone accepts them; the processor raises #UD (SWAPGS is for 64-bit code; 0FA6, 0FA7 are one vendor's own).
+_REFUSED = frozenset(["8E/1", "0FA6", "0FA7", "0F01F8"])
 
 # Capstone does not know them, or not in every form, or not their ModRM byte; the processor does.
 _ACCEPTED = {
@@ -228,6 +228,11 @@ _MANDATORY_PREFIX = frozenset(
         *(*range(0x0F50, 0x0F80), *range(0x0FC2, 0x0FC7), *range(0x0FD0, 0x0FFF)),
     )
 )
+
+
+# Where a prefix makes another instruction of the opcode, with another class, the key says so: EXTRQ and INSERTQ
+# are not VMREAD and VMWRITE, CLRSSBSY is not XSAVEOPT.
+_PREFIXED_KEYS = frozenset(["66.0F78", "66.0F79", "F2.0F78", "F2.0F79", "F3.0FAE/6"])
 
 
 def _spellings(
@@ -357,6 +362,9 @@ def _decode(code: bytes, address: int) -> Instruction | None:
             key += f"{modrm:02X}" if whole else f"/{reg}"
             if opcode in (0xF6, 0xF7) and reg < 2:
                 formats = "Mb" if opcode == 0xF6 else "Mz"
+    selecting = "66." if operand_size == 2 and not repeat else f"{repeat:02X}."
+    if selecting + key in _PREFIXED_KEYS:
+        key = selecting + key
     immediates: list[int] = []
     widths = _WIDTHS[operand_size, address_size]
     for letter in formats.removeprefix("M"):

@@ -54,7 +54,7 @@ def _gate_privilege_ignored(probe: Probe) -> bool:
 
 
 def _lock_ignored(probe: Probe) -> bool:
-    return all(probe.run(code, 0).end is End.DONE for code in (b"\xf0\x90", b"\xf0\x9c", b"\xf0\x0f\x02\xc1"))
+    return all(probe.run(code, 0).end is End.DONE for code in (b"\xf0\x9c", b"\xf0\x0f\x02\xc1"))
 
 
 def _unknown_msr(probe: Probe) -> bool:
