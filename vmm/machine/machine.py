@@ -40,6 +40,7 @@ from vmm.machine.processor import Linear
 from vmm.machine.retirement import Retirement
 from vmm.machine.tlb import FrameTable
 
+_POLL = stub.POLL // 4
 FOREVER = 1 << 60  # more instructions than anyone waits for
 PATIENCE = 10_000  # timer deadlines that may pass in one HLT, masked or unserved, before it counts as the end
 
@@ -165,10 +166,13 @@ class Machine:
         self._update_poll()
 
     def _update_poll(self) -> None:
+        """Tell the CPU at which flags to stop for the pending interrupt, if there is one."""
+        poll = 0
         if self.run_state.poke:
-            self.engine.meter.poll = stub.STOP_NOW
-        else:
-            self.engine.meter.poll = self.control.poll if self.interrupt_pending and self._control else 0
+            poll = stub.STOP_NOW
+        elif self.interrupt_pending and self._control is not None:
+            poll = self._control.poll
+        self.engine.meter.words[_POLL] = poll
 
     def _set_a20(self, enabled: bool) -> None:
         mask = 0xFFFFFFFF if enabled else 0xFFEFFFFF
@@ -383,26 +387,20 @@ class Machine:
             self.retirement.settle()
         error_code = 0
         if not software and vector in ERROR_CODE_VECTORS:
-            error_code = self.state.word(at.ERROR_CODE) & 0xFFFF
-        reason = self._dispatch(vector, error_code, software)
-        self.exits.add(reason, time.perf_counter_ns() - started)
-        self._leave_if_due()
-
-    def _dispatch(self, vector: int, error_code: int, software: bool) -> str:
-        reason = f"INT {vector:#x}" if software else f"exception {name(vector)}"
+            error_code = self.state.words[at.ERROR_CODE // 4] & 0xFFFF
         if self.run_state.listeners:
-            self.emit(reason, "", vector=vector, error_code=error_code)
-        return self.control.exception(vector, error_code, software) or reason
-
-    def _leave_if_due(self) -> None:
-        """After an exit handled inside: leave the engine if the loop has something to do first."""
+            self.emit(_exit_name(vector, software), "", vector=vector, error_code=error_code)
+        assert self._control is not None
+        reason = self._control.exception(vector, error_code, software) or _exit_name(vector, software)
+        # Leave the engine if the loop has something to do before the next instruction.
         if self.run_state.outcome is not None or self.run_state.halted:
             self.engine.stop()
-        elif self.interrupt_pending:
-            if self.control.can_interrupt():
+        elif self.interrupt_pending and not self.run_state.poke:
+            poll = self._control.poll
+            if poll and self._control.can_interrupt():
                 self.engine.stop()
-            else:
-                self._update_poll()
+            self.engine.meter.words[_POLL] = poll
+        self.exits.add(reason, time.perf_counter_ns() - started)
 
     def on_invalid(self) -> None:
         self.on_exception(Vector.UD, False)
@@ -446,6 +444,10 @@ class Machine:
         code = self.linear.code(address, 15)
         instruction = decode(code, address)
         return sites.is_site(instruction, code) and (instruction is None or self.control.wants(instruction))
+
+
+def _exit_name(vector: int, software: bool) -> str:
+    return f"INT {vector:#x}" if software else f"exception {name(vector)}"
 
 
 __all__ = ["HostClock", "InstructionClock", "Kind", "Machine", "Outcome"]

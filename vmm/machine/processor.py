@@ -7,11 +7,15 @@ the guest's own page tables in force.
 from __future__ import annotations
 
 from vmm.isa.descriptors import TABLE_INDICATOR, Descriptor
+from vmm.isa.words import CR0
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.delivery import TaskState
-from vmm.machine.memory import Memory
+from vmm.machine.memory import EXTENDED_START, Memory
 from vmm.machine.paging import PageFault, Translation, walk
+
+
+_CR0 = at.CR0 // 4
 
 
 class Linear:
@@ -55,6 +59,9 @@ class Linear:
 
     def code(self, address: int, size: int) -> bytes:
         """Up to `size` bytes at a linear address, without leaving a trace; shorter where a page is absent."""
+        memory = self._memory
+        if not self._state.words[_CR0] & CR0.PG and EXTENDED_START <= address < memory.size - size:
+            return memory.bytes[address & self.a20_mask : (address & self.a20_mask) + size].tobytes()
         data = bytearray()
         while len(data) < size:
             here = address + len(data) & 0xFFFFFFFF

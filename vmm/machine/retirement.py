@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from vmm.isa.decode import Instruction, count_instructions, decode
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
-from vmm.machine.cpu.stub import Meter
+from vmm.machine.cpu.stub import BUDGET, LAST, Meter
 from vmm.machine.processor import Linear
+
+_EIP = at.EIP // 4
+_CS_BASE = (at.SEGMENTS + at.CS * at.SEGMENT_STRIDE + at.BASE) // 4
 
 
 @dataclass
@@ -54,10 +57,21 @@ class Retirement:
         return count - self.count(start, eip - start) if eip != start else count
 
     def settle(self) -> None:
-        """Give back what was charged for the rest of an interrupted block. EIP must not have moved yet."""
-        meter = self._meter
-        meter.budget += self.unexecuted()
-        meter.forget_last()
+        """Give back what was charged for the rest of an interrupted block. EIP must not have moved yet.
+
+        Every exit comes through here, so it reads the meter's words itself instead of asking.
+        """
+        quads = self._meter.quads
+        slot = quads[LAST // 8]
+        if not slot:
+            return
+        quads[LAST // 8] = 0
+        entry = slot - self._meter.address >> 2
+        words, registers = self._meter.words, self._state.words
+        start, packed = words[entry + 2], words[entry + 3]
+        into = (registers[_EIP] + registers[_CS_BASE] & 0xFFFFFFFF) - start
+        if 0 <= into < packed & 0xFFFF:
+            quads[BUDGET // 8] += (packed >> 16) - (self.count(start, into) if into else 0)
 
     def restart_software(self) -> None:
         """Put EIP back at the INT, INT3 or INTO that has just been executed, and do not count it."""
@@ -91,7 +105,7 @@ class Retirement:
 
     def retire(self) -> None:
         """Count an instruction, or a pass of a repeated one, that was not executed by the engine."""
-        self._meter.budget -= 1
+        self._meter.quads[BUDGET // 8] -= 1
 
     def left(self) -> int:
         """How much of what was granted is left, counting charged blocks as spent."""

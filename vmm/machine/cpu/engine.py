@@ -34,6 +34,7 @@ _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
 _REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
 _FLUSH_TB = U.UC_CTL_TB_FLUSH | 1 << 30
 _PAGE = 0x1000
+_IS_INT, _OLD_EXCEPTION = at.EXCEPTION_IS_INT // 4, at.OLD_EXCEPTION // 4
 
 _VOID_P, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
 
@@ -121,6 +122,7 @@ class Engine:
         self._handler: Handler | None = None
         self._failure: BaseException | None = None
         self._requested = False
+        self._copied = True  # the registers are seen through a copy, to be loaded and stored at each exit
         self._sealed: bytes | None = None
         self._sealed_budget = 0
         self._refused: tuple[int, int] | None = None
@@ -181,6 +183,7 @@ class Engine:
             address = self._find_registers()
             if address:
                 window = (ctypes.c_uint8 * at.SIZE).from_address(address)
+                self._copied = False
                 return CpuState(memoryview(window).cast("B"), flags_now)
         context = self._uc.context_save()
         self._keep.append(context)
@@ -229,17 +232,21 @@ class Engine:
             try:
                 return function(*args)
             except BaseException as error:
-                if self._failure is None:
-                    self._failure = error
-                self._requested = True
-                uclib.uc_emu_stop(self._engine)
+                self._fail(error)
                 return default
 
         return call
 
+    def _fail(self, error: BaseException) -> None:
+        """Remember what a callback raised, for `run` to raise it."""
+        if self._failure is None:
+            self._failure = error
+        self._requested = True
+        uclib.uc_emu_stop(self._engine)
+
     def _install(self) -> None:
         guard = self._guarded
-        self._hook(U.UC_HOOK_INTR, _ON_INTERRUPT(guard(self._on_interrupt)))
+        self._hook(U.UC_HOOK_INTR, _ON_INTERRUPT(self._on_interrupt))
         self._hook(U.UC_HOOK_INSN_INVALID, _ON_INVALID(guard(self._on_invalid, True)))
         for name, kind, callback, default in (
             ("IN", _ON_IN, self._on_in, 0),
@@ -375,17 +382,23 @@ class Engine:
     # Callbacks: the engine's side
 
     def _on_interrupt(self, _uc: int, vector: int, _data: int) -> None:
+        """The hottest callback: guarded by itself, not by `_guarded`."""
         if self._sealed is not None:
             return
-        state = self.state
-        state.load()
-        w = state.words
-        software = bool(w[at.EXCEPTION_IS_INT // 4])
-        # The engine takes a second fault for a double fault, and a later exit for an INT, if these stay.
-        w[at.OLD_EXCEPTION // 4] = NO_EXCEPTION
-        w[at.EXCEPTION_IS_INT // 4] = 0
-        self._handler.on_exception(vector, software)  # type: ignore[union-attr]  # attached before run
-        state.store()
+        try:
+            state = self.state
+            if self._copied:
+                state.load()
+            w = state.words
+            software = w[_IS_INT] != 0
+            # The engine takes a second fault for a double fault, and a later exit for an INT, if these stay.
+            w[_OLD_EXCEPTION] = NO_EXCEPTION
+            w[_IS_INT] = 0
+            self._handler.on_exception(vector, software)  # type: ignore[union-attr]  # attached before run
+            if self._copied:
+                state.store()
+        except BaseException as error:
+            self._fail(error)
 
     def _on_invalid(self, _uc: int, _data: int) -> bool:
         if self._sealed is None:

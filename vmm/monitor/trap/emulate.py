@@ -16,14 +16,14 @@ from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
 from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
 from vmm.isa.vectors import Vector
-from vmm.isa.words import CR0, CR4, DR7, IOPL_SHIFT, EFlags
+from vmm.isa.words import CR0, CR4, DR7, EFlags
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import ECX, EDX
 from vmm.machine.delivery import Fault
 from vmm.machine.machine import Machine
 from vmm.monitor.trap.processor import VirtualProcessor
 from vmm.monitor.trap.shadow import ShadowTables
-from vmm.monitor.trap.vcpu import SystemSegment, VirtualCpu
+from vmm.monitor.trap.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
 
 _CR0_KNOWN = CR0.PE | CR0.MP | CR0.EM | CR0.TS | CR0.ET | CR0.NE | CR0.WP | CR0.AM | CR0.NW | CR0.CD | CR0.PG
 _CR0_REAL = CR0.MP | CR0.EM | CR0.TS  # what the processor must have as the guest believes
@@ -31,6 +31,7 @@ _CR4_KNOWN = CR4.TSD | CR4.DE | CR4.PSE | CR4.PGE | CR4.OSFXSR | CR4.OSXMMEXCPT
 _CR4_REAL = CR4.TSD | CR4.OSFXSR | CR4.OSXMMEXCPT
 MONITOR_CR0 = CR0.PE | CR0.ET | CR0.NE  # what SMSW shows of the monitor
 TSC_MSR = 0x10
+_EIP, _EFLAGS, _HFLAGS = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4
 
 
 @dataclass
@@ -409,20 +410,23 @@ def emulate(m: Machinery, instruction: Instruction, row: Row) -> bool:
 
     Raises `Fault` and `PageFault` for what the checks find, and `GuestError`.
     """
-    p = m.processor
-    if p.cpl > (p.eflags >> IOPL_SHIFT & 3 if row.iopl else 0):
+    machine = m.machine
+    words = machine.state.words
+    ring = words[_HFLAGS] & at.HF_CPL
+    if ring != KERNEL_RING and ring > (m.vcpu.iopl if row.iopl else 0):
         return False
     if instruction.lock:
         raise Fault(Vector.UD)
-    shadowed = m.machine.state.inhibited
-    stepping = bool(m.machine.state.system_flags & EFlags.TF)
-    eip = p.eip
+    shadowed = words[_HFLAGS] & at.HF_INHIBIT_IRQ
+    stepping = words[_EFLAGS] & EFlags.TF
+    eip = words[_EIP]
     try:
         moved = row.handler(m, instruction)
     except _Reflect:
         return False
     if not moved:
-        p.eip = eip + instruction.size
-    m.machine.retire()
-    m.machine.finish_emulated(stepping, inhibit=row.shadows and not shadowed)
+        words[_EIP] = eip + len(instruction.bytes) & 0xFFFFFFFF
+    machine.retire()
+    if stepping or row.shadows or shadowed or words[_EFLAGS] & EFlags.RF:
+        machine.finish_emulated(bool(stepping), inhibit=row.shadows and not shadowed)
     return True

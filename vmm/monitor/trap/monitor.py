@@ -27,11 +27,12 @@ from vmm.machine.memory import ONES, SINK
 from vmm.machine.paging import PageFault
 from vmm.machine.sites import STRING_PORT
 from vmm.machine.strings import StringPort
-from vmm.monitor.trap.emulate import Machinery, emulate, load_real_cr0, row_for
+from vmm.monitor.trap.emulate import Machinery, Row, emulate, load_real_cr0, row_for
 from vmm.monitor.trap.processor import VirtualProcessor
 from vmm.monitor.trap.shadow import ShadowTables
 from vmm.monitor.trap.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
 
+KNOWN_LIMIT = 4096
 _SELECTOR_FAULTS = frozenset((Vector.NP, Vector.SS, Vector.GP, Vector.TS))
 _SYSENTER_CODE, _SYSENTER_STACK = 0x00CFBB00, 0x00CFB300  # flat, DPL 1
 
@@ -48,6 +49,8 @@ class TrapMonitor:
         self._machinery = Machinery(machine, self.vcpu, self.processor, self.shadow)
         self._strings = StringPort(machine, self)
         self.hidden_faults = 0
+        # What was found at the bytes of an instruction that trapped before: decoding is most of an exit.
+        self._known: dict[bytes, tuple[Instruction, Row, str]] = {}
 
     def start(self) -> None:
         """Take over a processor that has been set up for the guest in ring 0, and deprivilege it."""
@@ -98,16 +101,22 @@ class TrapMonitor:
 
     def _emulated(self) -> str | None:
         """Emulate the privileged instruction that raised #GP; its name, or None if the fault is the guest's."""
-        instruction = self.machine.decode_here()
-        row = row_for(instruction) if instruction is not None else None
-        if instruction is None or row is None:
-            return None
-        try:
-            if not emulate(self._machinery, instruction, row):
+        code = self.machine.linear.code(self.state.linear_eip, 15)
+        known = self._known.get(code)
+        if known is None:
+            instruction = self.machine.decode_here()
+            row = row_for(instruction) if instruction is not None else None
+            if instruction is None or row is None:
                 return None
+            if len(self._known) > KNOWN_LIMIT:
+                self._known.clear()
+            known = self._known[code] = (instruction, row, f"emulated {instruction.mnemonic}")
+        instruction, row, reason = known
+        try:
+            return reason if emulate(self._machinery, instruction, row) else None
         except (Fault, PageFault) as fault:
             self.fault(fault)
-        return f"emulated {instruction.mnemonic}"
+        return reason
 
     def fault(self, fault: Fault | PageFault) -> None:
         if isinstance(fault, PageFault):

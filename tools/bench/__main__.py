@@ -1,0 +1,147 @@
+"""What things cost: every figure a ratio of two measurements taken in turn in this run.
+
+    python -m tools.bench
+
+Absolute times depend on the machine and its load; ratios of neighbours much less. Each figure is the median
+over several pairs, and the limit behind it is the project's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.bench import baseline, guests
+from vmm.image.image import Image, Segment
+from vmm.vm import ClockName, VirtualMachine
+
+ROUNDS = 7
+
+
+def seconds(code: bytes, mode: str, clock: ClockName, budget: int | None = None) -> float:
+    """Seconds that a guest needs in a mode."""
+    image = Image("bench", (Segment(baseline.CODE, code, len(code)),), baseline.CODE)
+    vm = VirtualMachine(image, mode, memory=baseline.MEMORY, clock=clock)
+    vm.machine.state.esp = baseline.STACK
+    result = vm.run(budget)
+    if result.outcome.kind != "halt":
+        raise SystemExit(f"the benchmark ended as {result.outcome}")
+    return result.seconds
+
+
+def ratio(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float, float]:
+    """(median of ours / theirs, median of ours, median of theirs), taken in turn."""
+    pairs = [(ours(), theirs()) for _ in range(ROUNDS)]
+    return (
+        statistics.median(a / b for a, b in pairs),
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+    )
+
+
+def whole_process(*command: str) -> float:
+    """Seconds of a whole process."""
+    import time
+
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="what exits, time and translation cost, as ratios")
+    parser.parse_args()
+    table = Table(title="Costs, as ratios of one run")
+    for heading in ("figure", "ours", "baseline", "ratio", "limit"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+
+    def row(name: str, value: tuple[float, float, float], limit: str, unit: float = 1e3, suffix: str = "ms") -> None:
+        table.add_row(
+            name, f"{value[1] * unit:.2f} {suffix}", f"{value[2] * unit:.2f} {suffix}", f"{value[0]:.2f}", limit
+        )
+
+    exits = 50_000
+    row(
+        "trap: CLI, exit to resume / raw in-hook exit",
+        ratio(lambda: seconds(guests.cli(exits), "trap", "host") / exits, lambda: baseline.raw_exit(exits)),
+        "<= 2.5", 1e6, "us",
+    )  # fmt: skip
+    for mode in ("native", "trap"):
+        row(
+            f"{mode}: OUT, exit to resume / raw in-hook exit",
+            ratio(
+                lambda mode=mode: seconds(guests.out(exits), mode, "host") / exits,  # type: ignore[misc]
+                lambda: baseline.raw_exit(exits),
+            ),
+            "", 1e6, "us",
+        )  # fmt: skip
+    rounds = 20_000_000
+    for name, code, limit in (
+        ("compute loop", guests.compute(rounds), "<= 1.05"),
+        ("tiny blocks", guests.divide(rounds // 2), ""),
+    ):
+        for mode in ("native", "trap"):
+            for label, clock, budget, bound in (
+                ("host clock, no budget", "host", None, limit),
+                ("host clock, block budget", "host", 1 << 50, "<= 1.4" if limit else ""),
+                ("instruction clock", "instructions", None, "reported"),
+            ):
+                row(
+                    f"{mode}: {name}, {label} / bare Unicorn",
+                    ratio(
+                        lambda code=code, mode=mode, clock=clock, budget=budget: seconds(  # type: ignore[misc]
+                            code, mode, clock, budget
+                        ),
+                        lambda code=code: baseline.run(code),  # type: ignore[misc]
+                    ),
+                    bound,
+                )
+    code = guests.stores(5_000_000)
+    for mode in ("native", "trap"):
+        value = ratio(
+            lambda: baseline.run(code),
+            lambda mode=mode: seconds(code, mode, "host"),  # type: ignore[misc]
+        )
+        row(f"bare Unicorn, executable pages / {mode}: stores, call, ret", value, ">= 4")
+    with tempfile.TemporaryDirectory() as folder:
+        elf = str(Path(folder) / "hello.elf")
+        subprocess.run(
+            (sys.executable, "-m", "vmm", "build", "guests/hello.asm", "-o", elf), check=True, stdout=subprocess.DEVNULL
+        )
+        imports = (sys.executable, "-c", "import unicorn, capstone")
+        for name, guest, limit in (("ELF", elf, "<= 1.5"), (".asm", "guests/hello.asm", "reported")):
+            command = (sys.executable, "-m", "vmm", "run", guest, "--max-instructions", "1")
+            row(
+                f"start to first instruction, {name} / import unicorn, capstone",
+                ratio(
+                    lambda command=command: _start(command),  # type: ignore[misc]
+                    lambda: whole_process(*imports),
+                ),
+                limit,
+            )
+    Console().print(table)
+    return 0
+
+
+def _start(command: tuple[str, ...]) -> float:
+    """Seconds from the command to the first guest instruction, as the run itself reports them."""
+    import json
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        subprocess.run(
+            (*command, "--report", str(report)), check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        return float(json.loads(report.read_text())["start_seconds"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
