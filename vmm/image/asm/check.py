@@ -50,12 +50,17 @@ _WORD_SPELLINGS = {"pushfd": "pushf", "popfd": "popf", "iretd": "iret", "pushal"
 _PREFIX_WORDS = frozenset({*REPEATS, "lock", "bnd", "notrack", "data16", "xacquire", "xrelease"})
 # Without the comparison in their name: `cmpps xmm0, xmm1, 1` is printed as `cmpltps xmm0, xmm1`.
 _SSE_COMPARISONS = ("eq", "lt", "le", "unord", "neq", "nlt", "nle", "ord")
+# Capstone leaves out a count of one where the opcode has it built in.
+_SHIFTS = frozenset({"rol", "ror", "rcl", "rcr", "shl", "shr", "sar"})
 # The order of these operands means nothing.
 _COMMUTING = frozenset({"xchg", "test"})
 # The width of a general register in these is the writer's choice, or shown differently.
 _LOOSE_REGISTERS = frozenset({"lar", "lsl", "lldt", "ltr", "verr", "verw", "lmsw", "arpl"})
 # Memory of a size that Capstone does not show, or shows by another name.
-_LOOSE_MEMORY = frozenset({"invlpg", "clflush", "nop", "fxsave", "fxrstor", "bound", "jmpf", "callf"})
+_LOOSE_MEMORY = frozenset(
+    {"invlpg", "clflush", "nop", "fxsave", "fxrstor", "bound", "jmpf", "callf"}
+    | {"punpcklbw", "punpcklwd", "punpckldq"}
+)
 # Their operand-size prefix shows in the name.
 _WORD_NAMES = frozenset({"cbw", "cwd", "pushf", "popf", "iret", "pushaw", "popaw", "nop"})
 _CAPSTONE_SIZES = {**SIZES, "xword": 10, "tbyte": 10, "xmmword": 16}
@@ -86,6 +91,8 @@ def disagreement(
         if isinstance(selector, Imm) and isinstance(offset, Imm):
             found = [Far(0, selector.value, offset.value)]
     found, wanted = _plain_x87(name, found), _plain_x87(name, wanted)
+    if name in _SHIFTS and len(found) == 1 and isinstance(wanted[-1], Imm) and wanted[-1].value == 1:
+        wanted = wanted[:1]
     if not wanted and found:
         # The mnemonic alone says it (`movsb`, `vmrun`); only RET has another form with a number.
         return shown if name in ("ret", "retf") else None
@@ -193,6 +200,8 @@ def _same(name: str, wanted: Sequence[Operand], found: Sequence[Operand]) -> boo
     if len(wanted) != len(found):
         return False
     size = next((o.size for o in (*wanted, *found) if isinstance(o, Reg | Mem) and o.size), 4)
+    if name == "push" and wanted[0].size == 2:
+        size = 2
     loose = name in _LOOSE_REGISTERS or (
         name == "mov" and any(isinstance(o, Reg) and o.kind == "sreg" for o in wanted)
     )

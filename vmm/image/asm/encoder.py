@@ -106,7 +106,7 @@ class Encoder:
             return None
         if isinstance(answer, int):
             raise Fault(request.column, _refusal(answer, request))
-        return prefixes + _fill(_ordered(answer), fields, request)
+        return prefixes + _fill(answer if _is_sse(operands) else _ordered(answer), fields, request)
 
     def verify(self, request: Request, code: bytes, address: int) -> None:
         """Raise Fault unless `code` decodes to what was written."""
@@ -277,6 +277,11 @@ def _immediate_text(mnemonic: str, operand: Imm, width: int | None, fields: list
 def _ordered(code: bytes) -> bytes:
     """`code` with its operand-size prefix before its address-size prefix, as NASM has them."""
     return b"\x66\x67" + code[2:] if code[:2] == b"\x67\x66" else code
+
+
+def _is_sse(operands: Sequence[Operand]) -> bool:
+    """Whether a 66 prefix is part of the opcode, so that it stays next to it."""
+    return any(isinstance(o, Reg) and o.kind == "xmm" for o in operands)
 
 
 def _fill(code: bytes, fields: Sequence[tuple[bytes, bytes]], request: Request) -> bytes:

@@ -98,7 +98,10 @@ class Layout:
         value = self._symbols.get(name)
         if value is not None:
             return value
-        if name not in self._program.labels and name not in self._equates:
+        section = self._program.labels.get(name)
+        if section is not None:
+            return Linear(0, {section: 1, UNSETTLED: 1})
+        if name not in self._equates:
             raise Fault(column, f"undefined symbol '{name}'")
         return UNKNOWN
 
@@ -115,7 +118,11 @@ class Layout:
         while True:
             moved = self._measure()
             if self._encoder.fetch():
-                continue  # this pass guessed what had not been asked yet
+                # This pass took what had not been asked yet to be empty. If it was the first, its addresses
+                # are far too low, and jumps that believed them would not all be shortened again.
+                if not self._passes:
+                    self._symbols.clear()
+                continue
             if not moved:
                 break
             self._passes += 1

@@ -196,7 +196,8 @@ def numeric(value: Value, bases: Bases, column: int) -> tuple[int, bool, str]:
     if isinstance(value, int):
         return value, True, ""
     if UNSETTLED in value.terms:
-        return 0, False, UNSETTLED
+        # A number that is not known yet is taken to be small, as a jump that is not is taken to be short.
+        return 0, len(value.terms) == 1, UNSETTLED
     if any(base in REGISTERS for base in value.terms):
         raise Fault(column, "a register cannot be part of this number")
     if len(value.terms) != 1 or set(value.terms.values()) != {1} or not value.terms.keys() <= bases.keys():
