@@ -345,7 +345,7 @@ _PRIVILEGED = (
     ),
     _privileged(
         "ENCLS", "ENCLS; ENCLV; PCONFIG; SETSSBSY; CLRSSBSY; WRUSS",
-        "0F01CF 0F01C0 0F01C5 0F01E8 F3.0FAE/6 0F38F5", "c",
+        "0F01CF 0F01C0 0F01C5 0F01E8 F3.0FAE/6m 0F38F5", "c",
         "It manages enclaves, memory keys or supervisor shadow stacks.", "It does so.",
         "SDM 2 and 3D, each under its name", needs="SGX, PCONFIG or CET",
     ),

@@ -6,9 +6,9 @@ It covers 32-bit code (the only code that this project runs). The name of an ins
 text, and whether an opcode outside the system instructions exists at all, come from Capstone, once for
 each distinct byte string.
 
-The hard part is that length and validity are two questions. Length follows from the opcode maps below;
+The hard part is that length and validity are two questions. Length follows from the opcode maps;
 validity is a scatter of exceptions (register forms of memory-only instructions, LOCK on what cannot be
-locked, MOV to CS, CR1), some of which Capstone gets wrong; `_REFUSED` and `_ACCEPTED` hold those.
+locked, MOV to CS, CR1), some of which Capstone gets wrong; `vmm.isa.opcodes` holds maps and exceptions.
 
 Sources: Intel SDM volume 2A, chapter 2 (formats); volume 2D, appendix A (opcode maps).
 """
@@ -20,80 +20,63 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-MAX_LENGTH = 15  # longer is #GP(0), whatever it says (SDM 2A 2.3.11)
-
-EAX, ECX, EDX, EBX, ESP, EBP, ESI, EDI = range(8)
-ES, CS, SS, DS, FS, GS = range(6)
-SEGMENT_NAMES = ("ES", "CS", "SS", "DS", "FS", "GS")
-
-_SEGMENT_PREFIX = {0x26: ES, 0x2E: CS, 0x36: SS, 0x3E: DS, 0x64: FS, 0x65: GS}
-
-
-def _opcode_map(formats: dict[str, str]) -> list[str]:
-    """A 256-entry opcode map: for each opcode the letters of what follows it.
-
-    M a ModRM byte; then, as in the manual's appendix A, immediates: b one byte, w two, z two or four by
-    operand size, p a far pointer (z and w), o an offset of address size.
-    """
-    entries = [""] * 256
-    for letters, ranges in formats.items():
-        for part in ranges.split():
-            first, _, last = part.partition("-")
-            for opcode in range(int(first, 16), int(last or first, 16) + 1):
-                entries[opcode] = letters
-    return entries
-
-
-_ONE_BYTE = _opcode_map(
-    {
-        "M": "00-03 08-0B 10-13 18-1B 20-23 28-2B 30-33 38-3B 62-63 84-8F C4-C5 D0-D3 D8-DF F6-F7 FE-FF",
-        "Mb": "6B 80 82-83 C0-C1 C6",
-        "Mz": "69 81 C7",
-        "b": "04 0C 14 1C 24 2C 34 3C 6A 70-7F A8 B0-B7 CD D4-D5 E0-E7 EB",
-        "z": "05 0D 15 1D 25 2D 35 3D 68 A9 B8-BF E8-E9",
-        "w": "C2 CA",
-        "wb": "C8",
-        "p": "9A EA",
-        "o": "A0-A3",
-    }
-)
-_TWO_BYTE = _opcode_map(
-    {
-        "M": "00-03 0D 10-23 28-2F 40-6F 74-76 78-79 7C-7F 90-9F A3 A5 AB AD-B9 BB-C1 C3 C7 D0-FF",
-        "Mb": "0F 70-73 A4 AC BA C2 C4-C6",
-        "z": "80-8F",
-    }
+from vmm.isa.opcodes import (
+    ACCEPTED,
+    ALIASES,
+    BASES16,
+    CS,
+    DS,
+    EAX,
+    EBP,
+    EBX,
+    ECX,
+    EDI,
+    EDX,
+    ES,
+    ESI,
+    ESP,
+    FS,
+    GROUPS,
+    GS,
+    LOCKABLE,
+    MANDATORY_PREFIX,
+    MAX_LENGTH,
+    ONE_BYTE,
+    PREFIXED_KEYS,
+    REFUSED,
+    SEGMENT_NAMES,
+    SEGMENT_PREFIX,
+    SPELLING,
+    SS,
+    TWO_BYTE,
+    WIDTHS,
 )
 
-# Opcodes whose ModRM.reg selects the instruction (SDM 2D table A-6), and the moves of segment registers,
-# where it selects an instruction as far as the classification goes.
-_GROUPS = frozenset(
-    (
-        *(*range(0x80, 0x84), 0x8C, 0x8E, 0x8F, 0xC0, 0xC1, 0xC6, 0xC7, *range(0xD0, 0xD4)),
-        *(0xF6, 0xF7, 0xFE, 0xFF, 0x0F00, 0x0F01, 0x0F18, 0x0F71, 0x0F72, 0x0F73, 0x0FAE, 0x0FBA, 0x0FC7),
-    )
-)
-
-# What may be locked: read-modify-write instructions with a memory destination (SDM 2A, LOCK).
-_LOCKABLE = frozenset(
-    [f"{base + form:02X}" for base in range(0, 0x38, 8) for form in (0, 1)]
-    + [f"{opcode}/{reg}" for opcode in ("80", "81", "82", "83") for reg in range(7)]
-    + ["86", "87", "F6/2", "F6/3", "F7/2", "F7/3", "FE/0", "FE/1", "FF/0", "FF/1", "0FAB", "0FB3", "0FBB"]
-    + ["0FBA/5", "0FBA/6", "0FBA/7", "0FB0", "0FB1", "0FC0", "0FC1", "0FC7/1"]
-)
-
-# The bytes of each letter of the opcode maps, by operand size and address size.
-_WIDTHS = {
-    (operand, address): {"b": (1,), "w": (2,), "z": (operand,), "p": (operand, 2), "o": (address,)}
-    for operand in (2, 4)
-    for address in (2, 4)
-}
-
-# Base and index of 16-bit addressing by ModRM.rm (SDM 2A table 2-1).
-_BASES16: tuple[tuple[int, int | None], ...] = (
-    *((EBX, ESI), (EBX, EDI), (EBP, ESI), (EBP, EDI)),
-    *((ESI, None), (EDI, None), (EBP, None), (EBX, None)),
-)
+__all__ = [
+    "CS",
+    "DS",
+    "EAX",
+    "EBP",
+    "EBX",
+    "ECX",
+    "EDI",
+    "EDX",
+    "ES",
+    "ESI",
+    "ESP",
+    "FS",
+    "GS",
+    "MAX_LENGTH",
+    "SEGMENT_NAMES",
+    "SS",
+    "Instruction",
+    "Memory",
+    "count_instructions",
+    "decode",
+    "length",
+    "printed",
+    "signed8",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,67 +168,6 @@ def _capstone() -> Any:
     return capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
 
 
-# Capstone's spelling, where it is not the manual's.
-_SPELLING = {
-    "LJMP": "JMP",
-    "LCALL": "CALL",
-    "RETF": "RET",
-    "INT1": "ICEBP",
-    **{f"{name}{suffix}": name for name in ("PUSHF", "POPF", "IRET") for suffix in ("D", "Q")},
-    **{name: name[:-1] for name in ("INSB", "INSD", "INSW", "OUTSB", "OUTSD", "OUTSW")},
-}
-
-# Capstone accepts them; the processor raises #UD (SWAPGS is for 64-bit code; 0FA6, 0FA7 are one vendor's own).
-_REFUSED = frozenset(["8E/1", "0FA6", "0FA7", "0F01F8"])
-
-# Capstone does not know them, or not in every form, or not their ModRM byte; the processor does.
-_ACCEPTED = {
-    "0F0D": "PREFETCHW",
-    "0FB9": "UD1",
-    "0FFF": "UD0",
-    **{f"0F{opcode:02X}": "NOP" for opcode in range(0x19, 0x20)},
-    **{f"0F18/{reg}": "NOP" for reg in range(8)},
-}
-
-# Register forms that Capstone does not know and every processor has, by opcode and ModRM & 0xF8.
-_ALIASES = {
-    0xDCD0: "FCOM",
-    0xDCD8: "FCOMP",
-    0xDDC8: "FXCH",
-    0xDED0: "FCOMP",
-    0xDFC8: "FXCH",
-    0xDFD0: "FSTP",
-    0xDFD8: "FSTP",
-    0x0FAEE8: "LFENCE",
-    0x0FAEF0: "MFENCE",
-    0x0FAEF8: "SFENCE",
-}
-
-# Where F2 and F3 select another instruction; elsewhere, but before string instructions, they mean nothing.
-_MANDATORY_PREFIX = frozenset(
-    (
-        *(0x0F01, 0x0F09, 0x0FAE, 0x0FB8, 0x0FC7, *range(0x0F10, 0x0F18), *range(0x0F28, 0x0F30)),
-        *(*range(0x0F50, 0x0F80), *range(0x0FC2, 0x0FC7), *range(0x0FD0, 0x0FFF)),
-    )
-)
-
-
-# Where a prefix makes another instruction of the opcode, with another class, the key says so: EXTRQ and INSERTQ
-# are not VMREAD and VMWRITE, CLRSSBSY is not XSAVEOPT.
-_PREFIXED_KEYS = frozenset(["66.0F78", "66.0F79", "F2.0F78", "F2.0F79", "F3.0FAE/6"])
-
-
-def _spellings(
-    code: bytes, body: int, opcode: int, operand_size: int, address_size: int, repeat: int
-) -> Iterator[bytes]:
-    """The same instruction as Capstone may understand it: as it is; prefixes in order; without idle ones."""
-    yield code
-    prefixes = b"\x67" * (address_size == 2) + b"\x66" * (operand_size == 2)
-    yield prefixes + bytes([repeat] * (repeat != 0)) + code[body:]
-    if repeat and opcode < 0x10000 and opcode not in _MANDATORY_PREFIX:
-        yield prefixes + code[body:]
-
-
 def _modrm_memory(code: bytes, at: int, address_size: int, override: int | None) -> tuple[Memory, int] | None:
     """The memory operand whose ModRM is at `at`, and where its encoding ends; None when cut off."""
     modrm = code[at]
@@ -255,7 +177,7 @@ def _modrm_memory(code: bytes, at: int, address_size: int, override: int | None)
     index: int | None = None
     scale = 1
     if address_size == 2:
-        base, index = _BASES16[rm]
+        base, index = BASES16[rm]
         width = (0, 1, 2)[mod]
         if mod == 0 and rm == 6:
             base, width = None, 2
@@ -293,119 +215,155 @@ def _decode_vector(code: bytes, address: int) -> Instruction | None:
     return None
 
 
+@dataclass(slots=True)
+class _Prefixes:
+    """The legacy prefixes of an instruction; of a group's prefixes the last one counts."""
+
+    size: int = 0  # how many bytes of them
+    lock: bool = False
+    repeat: int = 0
+    segment: int | None = None
+    operand_size: int = 4
+    address_size: int = 4
+
+
+def _prefixes(code: bytes) -> _Prefixes:
+    found = _Prefixes()
+    for byte in code:
+        if byte in SEGMENT_PREFIX:
+            found.segment = SEGMENT_PREFIX[byte]
+        elif byte == 0x66:
+            found.operand_size = 2
+        elif byte == 0x67:
+            found.address_size = 2
+        elif byte == 0xF0:
+            found.lock = True
+        elif byte in (0xF2, 0xF3):
+            found.repeat = byte
+        else:
+            break
+        found.size += 1
+    return found
+
+
+def _is_vector(code: bytes, at: int) -> bool:
+    """VEX, EVEX and XOP reuse LES, LDS, BOUND and POP where their ModRM would be invalid."""
+    following = code[at + 1] if at + 1 < len(code) else 0
+    return following >= 0xC0 if code[at] in (0x62, 0xC4, 0xC5) else code[at] == 0x8F and following & 0x38 > 0
+
+
+def _opcode(code: bytes, at: int, prefixes: _Prefixes) -> tuple[int, str, int] | None:
+    """The opcode, the letters of what follows it (see `vmm.isa.opcodes`), and where that is."""
+    if code[at] != 0x0F:
+        return code[at], ONE_BYTE[code[at]], at + 1
+    escapes = code[at + 1 : at + 3]
+    if not escapes:
+        return None
+    opcode = 0x0F00 | escapes[0]
+    if opcode in (0x0F38, 0x0F3A):
+        if len(escapes) < 2:
+            return None
+        return opcode << 8 | escapes[1], "M" if opcode == 0x0F38 else "Mb", at + 3
+    if opcode == 0x0F78 and (prefixes.operand_size == 2 or prefixes.repeat == 0xF2):
+        return opcode, "Mbb", at + 2  # EXTRQ and INSERTQ by immediates
+    return opcode, TWO_BYTE[escapes[0]], at + 2
+
+
+def _key(opcode: int, modrm: int | None, prefixes: _Prefixes) -> str:
+    key = f"{opcode:0{2 if opcode < 0x100 else 4 if opcode < 0x10000 else 6}X}"
+    if modrm is not None and opcode in GROUPS:
+        reg = modrm >> 3 & 7
+        whole = opcode == 0x0F01 and modrm >= 0xC0 and reg not in (4, 6)
+        key += f"{modrm:02X}" if whole else f"/{reg}"
+    selected = (
+        "66." if prefixes.operand_size == 2 and not prefixes.repeat else f"{prefixes.repeat:02X}."
+    ) + key
+    return selected if selected in PREFIXED_KEYS else key
+
+
+def _spellings(code: bytes, opcode: int, prefixes: _Prefixes) -> Iterator[bytes]:
+    """The same instruction as Capstone may understand it: as it is; prefixes in order; without idle ones."""
+    yield code
+    repeat, body = prefixes.repeat, code[prefixes.size :]
+    sizes = b"\x67" * (prefixes.address_size == 2) + b"\x66" * (prefixes.operand_size == 2)
+    yield sizes + bytes([repeat] * (repeat != 0)) + body
+    if repeat and opcode < 0x10000 and opcode not in MANDATORY_PREFIX:
+        yield sizes + body
+
+
+def _named(code: bytes, opcode: int, key: str, modrm: int, prefixes: _Prefixes) -> tuple[str, str] | None:
+    """The mnemonic and printed operands, or None where the processor raises #UD."""
+    if key in REFUSED or (opcode in (0x0F20, 0x0F22) and modrm >> 3 & 7 not in (0, 2, 3, 4)):
+        return None
+    for spelling in _spellings(code, opcode, prefixes):
+        for _, size, mnemonic, operands in _capstone().disasm_lite(spelling, 0, 1):
+            if size == len(spelling):
+                name = mnemonic.upper().split()[-1]
+                return SPELLING.get(name, name), operands
+    name = ACCEPTED.get(key) or ALIASES.get(opcode << 8 | modrm & 0xF8)
+    return (name, "") if name else None
+
+
 @lru_cache(maxsize=1 << 16)
 def _decode(code: bytes, address: int) -> Instruction | None:
     code = code[:MAX_LENGTH]
-    end = len(code)
-    at = repeat = 0
-    lock = False
-    segment: int | None = None
-    operand_size = address_size = 4
-    while at < end:
-        byte = code[at]
-        if byte in _SEGMENT_PREFIX:
-            segment = _SEGMENT_PREFIX[byte]
-        elif byte == 0x66:
-            operand_size = 2
-        elif byte == 0x67:
-            address_size = 2
-        elif byte == 0xF0:
-            lock = True
-        elif byte in (0xF2, 0xF3):
-            repeat = byte
-        else:
-            break
-        at += 1
-    if at >= end:
+    prefixes = _prefixes(code)
+    if prefixes.size == len(code):
         return None
-    body = at
-    opcode = code[at]
-    at += 1
-    if opcode != 0x0F:
-        formats = _ONE_BYTE[opcode]
-        following = code[at] if at < end else 0
-        if (opcode in (0x62, 0xC4, 0xC5) and following >= 0xC0) or (opcode == 0x8F and following & 0x38):
-            return None if lock or repeat or operand_size == 2 else _decode_vector(code, address)
-    else:
-        if at >= end:
-            return None
-        opcode = 0x0F00 | code[at]
-        at += 1
-        formats = _TWO_BYTE[opcode & 0xFF]
-        if opcode in (0x0F38, 0x0F3A):
-            if at >= end:
-                return None
-            formats = "M" if opcode == 0x0F38 else "Mb"
-            opcode = opcode << 8 | code[at]
-            at += 1
-        elif opcode == 0x0F78 and (operand_size == 2 or repeat == 0xF2):
-            formats = "Mbb"  # EXTRQ and INSERTQ by immediates
-    key = f"{opcode:0{2 if opcode < 0x100 else 4 if opcode < 0x10000 else 6}X}"
+    if _is_vector(code, prefixes.size):
+        plain = not prefixes.lock and not prefixes.repeat and prefixes.operand_size == 4
+        return _decode_vector(code, address) if plain else None
+    found = _opcode(code, prefixes.size, prefixes)
+    if found is None:
+        return None
+    opcode, formats, at = found
     modrm: int | None = None
     memory: Memory | None = None
     if formats[:1] == "M":
-        if at >= end:
+        if at >= len(code):
             return None
         modrm = code[at]
-        if opcode in (0x0F20, 0x0F21, 0x0F22, 0x0F23):
-            at += 1  # ModRM.mod is ignored: always a register (SDM 2B, MOV control registers)
-        elif modrm < 0xC0:
-            operand = _modrm_memory(code, at, address_size, segment)
+        if modrm >= 0xC0 or opcode in (0x0F20, 0x0F21, 0x0F22, 0x0F23):
+            at += 1  # moves of control registers ignore ModRM.mod: always a register (SDM 2B, MOV)
+        else:
+            operand = _modrm_memory(code, at, prefixes.address_size, prefixes.segment)
             if operand is None:
                 return None
             memory, at = operand
-        else:
-            at += 1
-        if opcode in _GROUPS:
-            reg = modrm >> 3 & 7
-            whole = opcode == 0x0F01 and memory is None and reg not in (4, 6)
-            key += f"{modrm:02X}" if whole else f"/{reg}"
-            if opcode in (0xF6, 0xF7) and reg < 2:
-                formats = "Mb" if opcode == 0xF6 else "Mz"
-    selecting = "66." if operand_size == 2 and not repeat else f"{repeat:02X}."
-    if selecting + key in _PREFIXED_KEYS:
-        key = selecting + key
+        if opcode in (0xF6, 0xF7) and modrm >> 3 & 7 < 2:
+            formats = "Mb" if opcode == 0xF6 else "Mz"  # of group 3 only TEST has an immediate
+    key = _key(opcode, modrm, prefixes)
     immediates: list[int] = []
-    widths = _WIDTHS[operand_size, address_size]
+    widths = WIDTHS[prefixes.operand_size, prefixes.address_size]
     for letter in formats.removeprefix("M"):
         for width in widths[letter]:
-            if at + width > end:
-                return None
             immediates.append(int.from_bytes(code[at : at + width], "little"))
             at += width
+    if at > len(code):
+        return None
     if formats == "o":
-        memory = Memory(DS if segment is None else segment, None, None, 1, immediates.pop(), address_size)
+        segment = DS if prefixes.segment is None else prefixes.segment
+        memory = Memory(segment, None, None, 1, immediates.pop(), prefixes.address_size)
     code = code[:at]
-    if lock and (memory is None or key not in _LOCKABLE):
+    if prefixes.lock and (memory is None or key not in LOCKABLE):
         return None
-    name, operands = _ACCEPTED.get(key) or _ALIASES.get(opcode << 8 | (modrm or 0) & 0xF8, ""), ""
-    missing = opcode in (0x0F20, 0x0F22) and (modrm or 0) >> 3 & 7 not in (0, 2, 3, 4)
-    if missing or key in _REFUSED:
-        return None
-    for spelling in _spellings(code, body, opcode, operand_size, address_size, repeat):
-        for _, size, mnemonic, printed_operands in _capstone().disasm_lite(spelling, 0, 1):
-            if size == len(spelling):
-                name = mnemonic.upper().split()[-1]
-                name, operands = _SPELLING.get(name, name), printed_operands
-        if operands or name:
-            break
-    if not name:
+    named = _named(code, opcode, key, modrm or 0, prefixes)
+    if named is None:
         return None
     return Instruction(
         address,
         code,
         opcode,
         key,
-        operand_size,
-        address_size,
-        lock,
-        repeat,
-        segment,
+        prefixes.operand_size,
+        prefixes.address_size,
+        prefixes.lock,
+        prefixes.repeat,
+        prefixes.segment,
         modrm,
         memory,
         tuple(immediates),
-        name,
-        operands,
+        *named,
     )
 
 
