@@ -58,6 +58,8 @@ class Bare:
     def exception(self, vector: int, error_code: int, software: bool) -> None:
         self._must_be_protected(name(vector))
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
+        if not software:
+            self.machine.retire()  # a delivery takes time; that of INT n is the instruction's
         delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
 
     def fault(self, fault: Fault | PageFault) -> None:
@@ -69,6 +71,7 @@ class Bare:
 
     def interrupt(self, vector: int) -> None:
         self._must_be_protected(f"interrupt {vector:#x}")
+        self.machine.retire()
         delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
 
     def _must_be_protected(self, what: str) -> None:

@@ -74,7 +74,10 @@ class Retirement:
             quads[BUDGET // 8] += (packed >> 16) - (self.count(start, into) if into else 0)
 
     def restart_software(self) -> None:
-        """Put EIP back at the INT, INT3 or INTO that has just been executed, and do not count it."""
+        """Put EIP back at the INT, INT3 or INTO that has just been executed.
+
+        What it was counted for is now the delivery of the fault that it raises instead.
+        """
         start, size = self._software_block
         eip = self._state.linear_eip
         at_offset, before, code = 0, 0, self._linear.code(start, size)
@@ -83,7 +86,6 @@ class Retirement:
             before = at_offset
             at_offset += instruction.size if instruction else 1
         self._state.eip -= eip - (start + before)
-        self._meter.budget += 1
 
     def count(self, address: int, size: int) -> int:
         """Instructions in straight-line code (engine callback)."""
