@@ -52,3 +52,15 @@ class EngineError(VmmError):
     """The CPU engine is not the one that this code was written for."""
 
     status = 72
+
+
+class OutputError(VmmError):
+    """A file of ours cannot be written: standard output, a report, a trace."""
+
+    status = 74
+
+
+class Interrupted(VmmError):
+    """The user asked to stop."""
+
+    status = 130

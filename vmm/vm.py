@@ -6,11 +6,11 @@ differently. `MODES` has one row a mode.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from vmm.events import ExitTable, Listener
@@ -72,7 +72,10 @@ class Console:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. `instructions` are retired ones; `seconds` is wall time inside the run."""
+    """What a run came to. `instructions` are retired ones; `seconds` is wall time inside the run.
+
+    `memory` is the machine's own: it changes if the guest goes on.
+    """
 
     mode: str
     outcome: Outcome
@@ -80,8 +83,15 @@ class Result:
     seconds: float
     exits: ExitTable
     console: bytes
-    memory_sha256: str
     registers: dict[str, int]
+    memory: memoryview = field(repr=False, compare=False)
+
+    @cached_property
+    def memory_sha256(self) -> str:
+        """Of all RAM, computed when first asked for: a second for each gigabyte or so."""
+        import hashlib
+
+        return hashlib.sha256(self.memory).hexdigest()
 
 
 class VirtualMachine:
@@ -118,6 +128,11 @@ class VirtualMachine:
         """From another thread: end the run soon, as `timeout` or `interrupted`."""
         self.machine.poke(reason)
 
+    def instructions(self) -> int:
+        """About how many have retired: from any thread, at any time, give or take a block or two."""
+        standing = self.machine.retirement.accounting
+        return max(0, standing.base + standing.armed - self.machine.engine.meter.budget)
+
     def run(self, max_instructions: int | None = None, timeout: float | None = None) -> Result:
         """Run until the guest ends or a bound is reached; may be called again to go on after a budget."""
         timer = None
@@ -139,6 +154,6 @@ class VirtualMachine:
             seconds,
             self.machine.exits,
             bytes(self.console.kept),
-            hashlib.sha256(self.machine.memory.bytes).hexdigest(),
             self.control.registers(),
+            self.machine.memory.bytes,
         )

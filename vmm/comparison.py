@@ -1,0 +1,310 @@
+"""The same guest in several modes: did it go the same way, and if not, which instruction is to blame?
+
+Runs by the instruction clock are repeatable to the last byte. So two modes can be run in lock-step and their
+whole visible state compared: registers as the guest believes them, memory, console, the way they ended. The
+instruction to blame is the first one after the *last* moment at which both were in the same state: from equal
+states only the mode can make a difference, and whatever differed before that moment had healed.
+
+The hard part is to find that moment without comparing after each of a hundred million instructions. The run
+is sampled; the interval between the last equal sample and the next is run again from the start and sampled
+more finely, until the interval is one instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import repeat
+
+from vmm.errors import Interrupted
+from vmm.events import Event
+from vmm.image.image import Image, SourceLine
+from vmm.isa.classify import Classified, Kind, classify
+from vmm.isa.decode import MAX_LENGTH
+from vmm.isa.row import Row
+from vmm.isa.vectors import Vector
+from vmm.isa.words import EFlags
+from vmm.lockstep import Difference, Pair, Side, difference, field, same
+from vmm.machine.cpu import layout as at
+from vmm.machine.machine import Machine
+from vmm.machine.paging import PageFault
+from vmm.vm import Result, VirtualMachine
+
+REFERENCE = "native"
+DEFAULT_LIMIT = 100_000_000  # instructions that each run may take
+FIRST_STEP, LARGEST_STEP = 1 << 12, 1 << 22  # instructions between two samples of the first pass
+SAMPLES = 64  # of each later pass
+SHOWN_PARTS = 4  # differences that the sentence names
+CONTEXT = 3  # source lines before the one to blame
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The instruction with which a mode left the reference's way for good.
+
+    `at` is the number of instructions retired before it. `should` says what it should have done and what it
+    did; `explained` is False where the classification gives no reason: then it is a bug of ours.
+    """
+
+    instruction: str
+    eip: int
+    at: int
+    source: SourceLine | None
+    context: tuple[SourceLine, ...]  # the lines executed or standing just before it
+    classified: Classified
+    should: str
+    difference: Difference
+    explained: bool
+
+    @property
+    def row(self) -> Row | None:
+        return self.classified.row
+
+    def as_json(self) -> dict[str, object]:
+        source = self.source
+        return {
+            "instruction": self.instruction,
+            "eip": self.eip,
+            "at": self.at,
+            "source": {"file": source.file, "line": source.line, "text": source.text} if source else None,
+            "class": str(self.classified.kind),
+            "row": row_json(self.row) if self.row else None,
+            "should": self.should,
+            "difference": self.difference.as_json(),
+            "explained": self.explained,
+        }
+
+
+def row_json(row: Row) -> dict[str, object]:
+    """A row of the classification for JSON."""
+    return {
+        "name": row.name,
+        "forms": row.forms,
+        "privileged": row.privileged,
+        "traps": str(row.trap),
+        "control": row.control,
+        "mode_bound": row.mode_bound,
+        "location_bound": row.location_bound,
+        "critical": row.critical,
+        "reason": row.reason,
+        "effect": row.effect,
+        "source": row.source,
+    }
+
+
+@dataclass(frozen=True)
+class ModeRun:
+    """One mode's run beside the reference's."""
+
+    result: Result
+    console_equal: bool
+    divergence: Divergence | None
+
+    def as_json(self) -> dict[str, object]:
+        result, outcome = self.result, self.result.outcome
+        return {
+            "mode": result.mode,
+            "outcome": {"kind": outcome.kind, "status": outcome.status, "detail": outcome.detail},
+            "console_equal": self.console_equal,
+            "exits": {
+                reason: {"count": row.count, "seconds": row.nanoseconds / 1e9}
+                for reason, row in result.exits.rows.items()
+            },
+            "instructions": result.instructions,
+            "seconds": result.seconds,
+            "divergence": self.divergence.as_json() if self.divergence else None,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs, in the order asked for; `reference` is the bare machine's, asked for or not."""
+
+    guest: str
+    reference: Result
+    runs: tuple[ModeRun, ...]
+
+    @property
+    def explained(self) -> bool:
+        """Whether the classification explains every divergence."""
+        return all(run.divergence is None or run.divergence.explained for run in self.runs)
+
+    def as_json(self) -> dict[str, object]:
+        return {"guest": self.guest, "modes": [run.as_json() for run in self.runs]}
+
+
+class Comparer:
+    """Compares modes on one guest. Another thread may `stop` it: what runs then raises `Interrupted`."""
+
+    def __init__(
+        self,
+        image: Image,
+        *,
+        memory: int = 16 << 20,
+        console_input: bytes = b"",
+        max_instructions: int = DEFAULT_LIMIT,
+    ) -> None:
+        self._image, self._memory, self._input = image, memory, console_input
+        self._limit = max_instructions
+        self._current: tuple[VirtualMachine, ...] = ()
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+        for vm in self._current:
+            vm.poke("interrupted")
+
+    def compare(self, modes: Iterable[str]) -> Comparison:
+        """Run the guest in each of `modes` (names of `vm.MODES`) and on the bare machine."""
+        reference, result = self._whole(REFERENCE)
+        runs = []
+        for mode in modes:
+            if mode == REFERENCE:
+                runs.append(ModeRun(result, True, None))
+                continue
+            other, other_result = self._whole(mode)
+            equal = result.console == other_result.console
+            end = max(result.instructions, other_result.instructions)
+            divergence = None if same(reference, other) else self._search(mode, end)
+            runs.append(ModeRun(other_result, equal, divergence))
+        return Comparison(self._image.name, result, tuple(runs))
+
+    def _make(self, *modes: str) -> list[Side]:
+        """Machines at the guest's entry; the only ones that `stop` has to reach."""
+        machines = [
+            VirtualMachine(self._image, mode, memory=self._memory, console_input=self._input)
+            for mode in modes
+        ]
+        self._current = tuple(machines)
+        if self._stopped:
+            raise Interrupted("interrupted")
+        return [Side(vm) for vm in machines]
+
+    def _whole(self, mode: str) -> tuple[Side, Result]:
+        (side,) = self._make(mode)
+        result = side.vm.run(self._limit)
+        side.note(result.outcome)
+        return side, result
+
+    def _search(self, mode: str, end: int) -> Divergence:
+        """The divergence of `mode`, whose state differs from the reference's after `end` instructions."""
+        low, high = self._last_equal(mode, 0, end, _growing_steps())
+        while high - low > 1:
+            low, high = self._last_equal(mode, low, high, repeat(max(1, (high - low) // SAMPLES)))
+        reference, other = self._pair(mode, low)
+        return _blame(reference, other, mode, low)
+
+    def _pair(self, mode: str, at: int) -> list[Side]:
+        """The reference and `mode`, both run for `at` instructions."""
+        sides = self._make(REFERENCE, mode)
+        for side in sides:
+            side.advance(at)
+        return sides
+
+    def _last_equal(self, mode: str, low: int, end: int, steps: Iterable[int]) -> Pair:
+        """Sample both from `low`, where they are equal, to `end`: (last equal sample, the one after it)."""
+        reference, other = self._pair(mode, low)
+        position, after = low, 0
+        for step in steps:
+            position = min(position + step, end)
+            reference.advance(position)
+            other.advance(position)
+            if same(reference, other):
+                low, after = position, 0
+            elif not after:
+                after = position
+            if position == end or reference.ended and other.ended:
+                break
+        assert after, "two runs of the same guest in the same mode went different ways"
+        return low, after
+
+
+def _growing_steps() -> Iterator[int]:
+    step = FIRST_STEP
+    while True:
+        yield step
+        step = min(2 * step, LARGEST_STEP)
+
+
+# Blame
+
+
+def _blame(reference: Side, other: Side, mode: str, low: int) -> Divergence:
+    """Step both machines, in the same state after `low` instructions, once more; who made the difference?"""
+    machine, image = reference.vm.machine, reference.vm.image
+    before = reference.vm.control.registers()
+    eip, address = before["eip"], machine.state.linear_eip
+    events: list[Event] = []
+    machine.run_state.listeners.append(events.append)
+    for side in (reference, other):
+        side.advance(low + 1)
+    apart = difference(reference, other)
+    classified = classify(machine.linear.code(address, MAX_LENGTH), address)
+    handler = _handler(machine, events)
+    if handler is not None and "eip" not in apart.registers:
+        # Both went through the handler's first instruction. It is to blame unless it is harmless: then the
+        # delivery is.
+        first = classify(machine.linear.code(handler, MAX_LENGTH), handler)
+        if first.kind is Kind.CRITICAL:
+            eip, address, classified = handler, handler, first
+    should = _should(apart, classified, before, other, mode)
+    lines = image.lines
+    number = next((i for i, line in enumerate(lines) if 0 <= address - line.address < line.size), None)
+    source = None if number is None else lines[number]
+    context = () if number is None else lines[max(0, number - CONTEXT) : number]
+    refused = other.ended is not None and other.ended.kind == "error"
+    explained = classified.kind is Kind.CRITICAL or refused
+    return Divergence(classified.text, eip, low, source, context, classified, should, apart, explained)
+
+
+def _handler(machine: Machine, events: list[Event]) -> int | None:
+    """Where the last exception or interrupt of these events was delivered to on the bare machine."""
+    vectors = [
+        int(event.data.get("vector", Vector.PF))
+        for event in events
+        if event.kind in ("interrupt", "page fault") or event.kind.startswith("exception")
+    ]
+    if not vectors:
+        return None
+    base, _ = machine.state.table(at.IDT)
+    try:
+        low, high = (
+            machine.linear.read(base + 8 * vectors[-1] + i & 0xFFFFFFFF, 4, mark=False) for i in (0, 4)
+        )
+    except PageFault:
+        return None
+    return high & 0xFFFF0000 | low & 0xFFFF
+
+
+def _should(
+    apart: Difference, classified: Classified, before: Mapping[str, int], other: Side, mode: str
+) -> str:
+    """What should have happened and what did, in a sentence or a few."""
+    parts = []
+    if apart.endings:
+        right, wrong = (ending or "goes on" for ending in apart.endings)
+        detail = f" ({other.ended.detail})" if other.ended else ""
+        parts.append(f"{REFERENCE}: {right}; {mode}: {wrong}{detail}")
+    for name, pair in apart.flags.items():
+        parts.append(_became(name, field(before["eflags"], name), pair, str))
+    for name, pair in apart.registers.items():
+        if name != "eflags" and (name != "eip" or len(apart.registers) == 1):
+            parts.append(_became(name.upper(), before[name], pair, hex))
+    show = _flags_word if classified.name == "PUSHF" else hex
+    for address, values in apart.words.items():
+        right, wrong = map(show, values)
+        parts.append(f"the word at {address:#x} should hold {right}; it holds {wrong}")
+    if apart.console:
+        parts.append("the console should show something else")
+    return ". ".join(part[0].upper() + part[1:] for part in parts[:SHOWN_PARTS]) + "."
+
+
+def _flags_word(value: int) -> str:
+    return f"{value:#x} ({EFlags(value & ~EFlags.ONE)})"
+
+
+def _became(name: str, was: int, pair: Pair, show: Callable[[int], str]) -> str:
+    right, wrong = pair
+    demand = "stayed" if right == was else "become"
+    fact = "stayed" if wrong == was else "became"
+    return f"{name} should have {demand} {show(right)}; it {fact} {show(wrong)}"
