@@ -184,6 +184,26 @@ def run_case(seed: int, mode: str, verbose: bool = False) -> str:
     return result.outcome.kind
 
 
+def run_opcodes(second: int, mode: str) -> str:
+    """Execute the two-byte opcode 0F `second` with every ModRM digit, in register and memory form.
+
+    Every vector leads to the next of the sixteen. Returns the kind of the outcome.
+    """
+    next_test, handler = TABLES + 0x800, LOAD
+    code = bytearray(b"\xbc" + struct.pack("<I", STACK) + b"\xff\x25" + struct.pack("<I", next_test))
+    entry = LOAD + len(code)
+    code += bytes.fromhex("0f011d") + struct.pack("<I", TABLES + 0x4008) + code[:5]
+    for modrm in [digit << 3 for digit in range(8)] + [0xC3 | digit << 3 for digit in range(8)]:
+        test = b"\xb8" + struct.pack("<I", TABLES + 0x4008) + bytes((0x0F, second, modrm)) + bytes(12)
+        following = LOAD + len(code) + 10 + len(test)
+        code += bytes.fromhex("c705") + struct.pack("<II", next_test, following) + test
+    code += b"\xfa\xf4"
+    gate = struct.pack("<HHHH", handler & 0xFFFF, 8, 0x8E00, handler >> 16)
+    pieces = [(LOAD, bytes(code)), (IDT, gate * 256), (TABLES + 0x4008, struct.pack("<HI", 0x7FF, IDT))]
+    image = Image(f"opcode 0f {second:02x}", tuple(Segment(a, d, len(d)) for a, d in pieces), entry)
+    return VirtualMachine(image, mode, memory=4 << 20).run(BUDGET, timeout=CASE_SECONDS / 2).outcome.kind
+
+
 def _batch(seeds: range, modes: list[str], verbose: bool, pipe: Connection) -> None:
     """In a child: announce each case, so that the parent knows which one killed it."""
     for seed in seeds:
