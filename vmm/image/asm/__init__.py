@@ -32,7 +32,7 @@ ORIGIN = 0x100000  # where multiboot guests are loaded
 class Assembly:
     """An assembled guest.
 
-    `data` is what lies at `origin` and above: .text, .rodata and .data, each aligned as `nasm -f bin` does;
+    `data` is what lies at `origin` and above: .text, .data and .rodata, each aligned as `nasm -f bin` does;
     `bss` is the address and size of the zeroed room after it. `entry` is the label `start` or `_start`, or
     else the origin. `symbols` has labels (local ones as `parent.name`) and equs. `lines` is the listing, in
     source order.

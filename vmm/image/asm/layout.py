@@ -19,7 +19,6 @@ from vmm.image.asm.forms import in_range
 from vmm.image.asm.operands import Operand, Parsed, numeric
 from vmm.image.asm.source import Fault, Limits
 from vmm.image.asm.statements import (
-    SECTIONS,
     Align,
     Data,
     Equate,
@@ -82,7 +81,8 @@ class Layout:
         self._program, self._encoder, self._limits = program, encoder, limits
         self._items = [_Item(s) for s in program.statements]
         self._origin = origin
-        self._sections = [name for name in SECTIONS if name in program.alignment]
+        # .text first, the others as they first appear, and the one without bytes last: NASM's order.
+        self._sections = sorted(program.alignment, key=lambda name: name == ".bss")
         self._starts = dict.fromkeys(self._sections, origin)
         self._offsets = dict.fromkeys(self._sections, 0)  # of the current position
         self._sizes = dict.fromkeys(self._sections, 0)

@@ -37,7 +37,7 @@ class Limits:
     source_bytes: int = 4 << 20  # all files together, an included file each time it is included
     lines: int = 200_000  # lines handled, macro bodies and repetitions included
     tokens: int = 2_000_000  # tokens that macro expansion may produce
-    image_bytes: int = 64 << 20  # .text, .rodata and .data together
+    image_bytes: int = 64 << 20  # .text, .data and .rodata together
     include_depth: int = 16
     define_depth: int = 64
 

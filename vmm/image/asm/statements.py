@@ -21,7 +21,7 @@ from vmm.image.asm.words import KEYWORDS, PREFIXES, REGISTERS, SEGMENTS
 DATA = {"db": 1, "dw": 2, "dd": 4, "dq": 8}
 RESERVE = {"resb": 1, "resw": 2, "resd": 4, "resq": 8}
 _AFTER_LABEL = frozenset({*DATA, *RESERVE, "times"})  # words that make the one before them a label
-SECTIONS = (".text", ".rodata", ".data", ".bss")
+SECTIONS = (".text", ".data", ".rodata", ".bss")
 NO_SUCH = {
     "incbin": "'incbin' is not supported: a guest's source cannot read other files as data",
     "extern": "'extern' is not supported: a guest is one source, there is nothing to link with",
