@@ -144,7 +144,9 @@ def _enter(p: Processor, vector: int, error_code: int, kind: Kind) -> None:
     entry = gate.gate_offset if wide else gate.gate_offset & 0xFFFF
     flags = p.eflags
     saved_flags = flags
-    if kind is Kind.EXCEPTION and vector not in _TRAPS:
+    if kind is Kind.SOFTWARE:
+        saved_flags &= ~EFlags.RF  # cleared when the instruction began (SDM 3B 17.3.1.1)
+    elif kind is Kind.EXCEPTION and vector not in _TRAPS:
         saved_flags |= EFlags.RF
     es, cs, ss, ds, fs, gs = p.selectors()
     frame = [saved_flags, cs, p.eip]
@@ -152,13 +154,13 @@ def _enter(p: Processor, vector: int, error_code: int, kind: Kind) -> None:
         frame.append(error_code)
     inner = cpl < p.cpl
     if inner:
-        new_ss, new_esp, stack = _inner_stack(p, cpl, ext)
+        new_ss, new_esp, stack = inner_stack(p, cpl, ext)
         frame[:0] = [ss, p.esp]
         if flags & EFlags.VM:
             frame[:0] = [gs, fs, ds, es]
         base, big = stack.base, stack.is_big
         top = new_esp
-        if not _has_room(stack, top, size * len(frame)):
+        if not has_room(stack, top, size * len(frame)):
             raise Fault(Vector.SS, new_ss & ~RPL | ext)
     else:
         base, big = p.stack_segment()
@@ -231,7 +233,7 @@ def _handler_segment(p: Processor, selector: int, ext: int) -> tuple[Descriptor,
     return code, cpl
 
 
-def _inner_stack(p: Processor, cpl: int, ext: int) -> tuple[int, int, Descriptor]:
+def inner_stack(p: Processor, cpl: int, ext: int) -> tuple[int, int, Descriptor]:
     """(selector, ESP, descriptor) of the stack that the TSS gives for an inner ring (SDM 3A 7.2.1)."""
     task = p.task()
     wide = bool(task.type & 8)
@@ -251,7 +253,7 @@ def _inner_stack(p: Processor, cpl: int, ext: int) -> tuple[int, int, Descriptor
     return selector, esp, stack
 
 
-def _has_room(stack: Descriptor, top: int, need: int) -> bool:
+def has_room(stack: Descriptor, top: int, need: int) -> bool:
     """Whether `need` bytes below `top` lie within the segment's limit (SDM 3A 5.3)."""
     mask = 0xFFFFFFFF if stack.is_big else 0xFFFF
     low, high = top - need & mask, top - 1 & mask

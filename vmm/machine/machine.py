@@ -402,9 +402,6 @@ class Machine:
             self.engine.meter.words[_POLL] = poll
         self.exits.add(reason, time.perf_counter_ns() - started)
 
-    def on_invalid(self) -> None:
-        self.on_exception(Vector.UD, False)
-
     def on_cpuid(self) -> None:
         values = cpuid(self.state.get(0), self.state.get(1))
         for register, value in zip((0, 3, 1, 2), values, strict=True):

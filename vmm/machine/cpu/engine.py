@@ -30,6 +30,7 @@ from vmm.machine.cpu.state import CpuState
 READ, WRITE, FETCH = U.UC_MEM_READ, U.UC_MEM_WRITE, U.UC_MEM_FETCH
 PROT_READ, PROT_WRITE, PROT_EXEC = U.UC_PROT_READ, U.UC_PROT_WRITE, U.UC_PROT_EXEC
 NO_EXCEPTION = 0xFFFFFFFF
+_UD = 6
 _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
 _REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
 _FLUSH_TB = U.UC_CTL_TB_FLUSH | 1 << 30
@@ -74,9 +75,6 @@ class Handler(Protocol):
 
     def on_exception(self, vector: int, software: bool) -> None:
         """An exception (EIP at it) or, if `software`, INT n, INT3 or INTO (EIP past it)."""
-
-    def on_invalid(self) -> None:
-        """#UD at EIP."""
 
     def on_in(self, port: int, size: int) -> int: ...
 
@@ -330,6 +328,7 @@ class Engine:
     def run(self) -> Stop:
         """Run from EIP until something stops the CPU. Raises what a handler raised, or `EngineError`."""
         self.state.store()
+        self.state.prepare_flags()
         while True:
             if self._new_sites:
                 self._place_sites()
@@ -401,12 +400,17 @@ class Engine:
             self._fail(error)
 
     def _on_invalid(self, _uc: int, _data: int) -> bool:
+        """#UD; INT 6, too, comes here, and with EIP still at it."""
         if self._sealed is None:
             state = self.state
             state.load()
-            state.words[at.OLD_EXCEPTION // 4] = NO_EXCEPTION
-            state.words[at.EXCEPTION_IS_INT // 4] = 0
-            self._handler.on_invalid()  # type: ignore[union-attr]
+            w = state.words
+            software = bool(w[at.EXCEPTION_IS_INT // 4])
+            w[at.OLD_EXCEPTION // 4] = NO_EXCEPTION
+            w[at.EXCEPTION_IS_INT // 4] = 0
+            if software:
+                state.eip = w[at.NEXT_EIP // 4]
+            self._handler.on_exception(_UD, software)  # type: ignore[union-attr]
             state.store()
         return True
 
@@ -552,7 +556,7 @@ def _verify_layout() -> None:
     at.verify(write, lambda: _context_bytes(uc))
     uc = Engine._open()
     uc.mem_map(0x1000, _PAGE)
-    uc.mem_write(0x1000, bytes.fromhex("66b83812 8ed8"))  # mov ax, 0x1238; mov ds, ax: #GP(0x1238)
+    uc.mem_write(0x1000, bytes.fromhex("66b83812 8ed8 cd30"))  # mov ax, 0x1238; mov ds, ax: #GP(0x1238); int 0x30
     saved: list[bytes] = []
 
     def on_interrupt(_uc: object, _vector: int, _data: object) -> None:
@@ -564,7 +568,9 @@ def _verify_layout() -> None:
     uc.emu_start(0x1000, 0x1006)
     if not saved:
         raise EngineError("this Unicorn reports no fault where one is due: install unicorn==2.1.4")
-    at.verify_fault(lambda: saved[0], 13, 0x1238)
+    at.verify_fault(saved.pop(), 13, 0x1238)
+    uc.emu_start(0x1006, 0x1008)
+    at.verify_software(saved.pop(), 0x1008)
     uc = Engine._open()
     uc.mem_map(0x1000, _PAGE)
     uc.mem_write(0x1000, bytes.fromhex("a134125a5a"))  # mov eax, [0x5a5a1234]

@@ -39,6 +39,7 @@ SYSENTER_ESP = 4808
 SYSENTER_EIP = 4816
 ERROR_CODE = 5384
 EXCEPTION_IS_INT = 5388
+NEXT_EIP = 5392  # where INT n returns to
 DR0 = 5400
 DR6 = 5448
 DR7 = 5456
@@ -123,8 +124,13 @@ def verify_refusal(found: int, expected: int) -> None:
         raise EngineError("this Unicorn keeps a refused address elsewhere: install unicorn==2.1.4")
 
 
-def verify_fault(save: Save, vector: int, error_code: int) -> None:
+def verify_fault(context: bytes, vector: int, error_code: int) -> None:
     """Check the exception fields, right after a fault that the engine has just reported."""
-    context = save()
     if _word(context, OLD_EXCEPTION) != vector or _word(context, ERROR_CODE) != error_code:
+        raise EngineError("this Unicorn keeps exception state elsewhere: install unicorn==2.1.4")
+
+
+def verify_software(context: bytes, next_eip: int) -> None:
+    """The same for what belongs to INT n."""
+    if _word(context, EXCEPTION_IS_INT) != 1 or _word(context, NEXT_EIP) != next_eip:
         raise EngineError("this Unicorn keeps exception state elsewhere: install unicorn==2.1.4")

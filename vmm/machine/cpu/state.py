@@ -108,6 +108,11 @@ class CpuState:
         w[_EFLAGS] = value & ~_LAZY | EFlags.ONE
         self._mirror_addseg()
 
+    def prepare_flags(self) -> None:
+        """Before the engine is entered: on entry it takes every flag, lazy or not, from EFLAGS itself."""
+        self.words[_EFLAGS] = self.eflags
+        self.store()
+
     @property
     def system_flags(self) -> int:
         """IF, IOPL, TF, NT, RF, VM, AC, ID: the flags that are never lazy, without the others."""
