@@ -1,0 +1,7 @@
+"""`python -m vmm`."""
+
+import sys
+
+from vmm.cli.main import main
+
+sys.exit(main())

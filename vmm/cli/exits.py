@@ -1,0 +1,41 @@
+"""The exit table, in the manner of `perf kvm stat`."""
+
+from __future__ import annotations
+
+import sys
+
+from vmm.cli.terminal import page
+from vmm.events import ExitTable
+
+
+def duration(nanoseconds: float) -> str:
+    """`950 ns`, `2.3 us`, `1.20 ms`, `3.41 s`."""
+    for unit, size, digits in (("s", 1e9, 2), ("ms", 1e6, 2), ("us", 1e3, 1)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.{digits}f} {unit}"
+    return f"{nanoseconds:.0f} ns"
+
+
+def show(exits: ExitTable, seconds: float) -> None:
+    """Print the table to standard error, the most frequent exit first; `seconds` is the length of the run."""
+    from rich.table import Table
+
+    rows = sorted(exits.rows.items(), key=lambda item: -item[1].count)
+    count = sum(row.count for _, row in rows)
+    time = sum(row.nanoseconds for _, row in rows)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("exit")
+    for name in ("count", "share", "mean", "total"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for reason, row in rows:
+        table.add_row(*_cells(reason, row.count, row.nanoseconds, count))
+    if len(rows) > 1:
+        table.add_row(*_cells("all", count, time, count), style="bold")
+    with page(sys.stderr) as out:
+        out.print(table)
+        out.print(f"exits took {time / 1e7 / seconds:.1f}% of {seconds:.3f} s", style="dim")
+
+
+def _cells(reason: str, count: int, time: int, all_exits: int) -> tuple[str, ...]:
+    mean = duration(time / count) if time else "-"
+    return reason, f"{count:,}", f"{100 * count / all_exits:.1f}%", mean, duration(time) if time else "-"

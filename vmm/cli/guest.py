@@ -1,0 +1,62 @@
+"""From the options that name a guest to its image; shared by the commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vmm.cli import values
+from vmm.errors import OutputError, UsageError
+from vmm.image.image import DEFAULT_LOAD, Image
+from vmm.image.load import is_source, load_image
+
+LARGEST = 3 << 30  # memory for commands that run nothing
+
+
+def image_of(options: argparse.Namespace, memory: int = LARGEST) -> Image:
+    """The guest that `options` name, for a machine with `memory` bytes; raises `UsageError`, `ImageError`."""
+    path = values.path(options.guest)
+    defines = values.defines(options.defines)
+    load, entry = getattr(options, "load", None), getattr(options, "entry", None)
+    if is_source(path) and load is not None:
+        raise UsageError(f"--load {load}: a source says itself where it goes, by org: leave --load out")
+    if defines and not is_source(path):
+        raise UsageError(f"-D {options.defines[0]}: {path} is not a source: only a .asm takes definitions")
+    return load_image(
+        path,
+        memory=memory,
+        defines=defines,
+        command_line=getattr(options, "append", ""),
+        load=DEFAULT_LOAD if load is None else values.address("--load", load),
+        entry=None if entry is None else values.address("--entry", entry),
+    )
+
+
+def check_distinct(guest: str, outputs: Mapping[str, str | None]) -> None:
+    """Refuse an output that would overwrite the guest or another; by option. Raises `UsageError`."""
+    seen = [(guest, "the guest")]
+    for option, name in outputs.items():
+        if name is None:
+            continue
+        for other, what in seen:
+            if _same_file(name, other):
+                raise UsageError(f"{option} {name}: that is {what}: choose another file")
+        seen.append((name, f"the file of {option}"))
+
+
+def _same_file(a: str, b: str) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except (OSError, ValueError):
+        return os.path.abspath(a) == os.path.abspath(b)
+
+
+def open_output(option: str, name: str) -> int:
+    """A file descriptor to write to, before the run, so that nothing is lost after it; `OutputError`."""
+    try:
+        return os.open(Path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise OutputError(f"{option} {name}: cannot be written: {reason}: choose another file") from None

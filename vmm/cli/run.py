@@ -1,0 +1,128 @@
+"""`run`: a guest in a mode. Its console to standard output as it comes, what came of it to standard error."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from vmm.cli import values
+from vmm.cli.guest import check_distinct, image_of, open_output
+from vmm.cli.interrupts import Interrupts
+from vmm.cli.main import say
+from vmm.cli.screen import Screen
+from vmm.cli.status import of_outcome
+from vmm.errors import OutputError, UsageError
+from vmm.machine.machine import Outcome
+from vmm.vm import CONSOLE_LIMIT, MODES, Result, VirtualMachine
+
+CLOCKS = ("instructions", "host")
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command; returns the exit status."""
+    mode = values.mode(options.mode, MODES)
+    if options.clock not in CLOCKS:
+        raise UsageError(f"clock {options.clock!r} does not exist: choose {' or '.join(CLOCKS)}")
+    memory = values.memory_size(options.memory)
+    limit = options.max_instructions and values.count("--max-instructions", options.max_instructions)
+    timeout = options.timeout and values.seconds("--timeout", options.timeout)
+    check_distinct(options.guest, {"--report": options.report, "--trace": options.trace})
+    console_input = values.input_bytes(options.input)
+    image = image_of(options, memory)
+    report = None if options.report is None else open_output("--report", options.report)
+    trace = None
+    if options.trace is not None:
+        from vmm.cli.trace import Trace
+
+        trace = Trace(options.trace, options.guest, mode, options.clock, memory)
+
+    def give_up() -> None:
+        vm.machine.end(Outcome("error", 0, "the output cannot be written"))
+
+    screen = Screen(give_up)
+    vm = VirtualMachine(
+        image,
+        mode,
+        memory=memory,
+        clock=options.clock,
+        show=screen.write,
+        console_input=console_input,
+        listeners=() if trace is None else (trace.listener(give_up),),
+    )
+    with Interrupts(lambda: vm.poke("interrupted"), screen.stop_progress):
+        started = time.monotonic()
+        screen.start_progress(
+            lambda: f"{vm.instructions():,} instructions, {time.monotonic() - started:.0f} s"
+        )
+        start_seconds = process_age()
+        try:
+            result = vm.run(limit, timeout)
+        finally:
+            screen.stop_progress()
+    outcome = result.outcome
+    code = of_outcome(outcome.kind, outcome.status)
+    if options.vga:
+        _show_screen(vm, screen)
+    if trace is not None:
+        trace.close(result, code)
+    if report is not None:
+        from vmm.cli.report import write
+
+        write(report, options.report, options, result, code, start_seconds)
+    if isinstance(screen.failed, BrokenPipeError):
+        return OutputError.status  # whoever read it has seen enough
+    if screen.failed is not None:
+        raise OutputError(f"standard output: {screen.failed.strerror}")
+    if trace is not None and trace.failed is not None:
+        raise OutputError(f"--trace {options.trace}: {trace.failed.strerror}")
+    _tell(options.guest, result, code, screen, vm.console.total)
+    return code
+
+
+def process_age() -> float:
+    """Seconds since this process started; to about 10 ms, the grain in which Linux notes the start."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.process_time()  # not Linux: what the processor has spent on us
+
+
+def _show_screen(vm: VirtualMachine, screen: Screen) -> None:
+    from vmm.cli.terminal import is_plain
+    from vmm.machine.devices import vga
+
+    start = vm.machine.devices.crtc.start()
+    text = vm.machine.memory.bytes[vga.MEMORY : vga.MEMORY + vga.MEMORY_SIZE]
+    cells = bytes(text[start:]) + bytes(text[:start])
+    lines = [line.rstrip() for line in vga.text(cells)] if is_plain(sys.stdout) else vga.ansi(cells)
+    blank = [not line.strip() for line in vga.text(cells)]
+    while lines and blank[len(lines) - 1]:
+        lines.pop()
+    if not screen.at_line_start:
+        screen.write(b"\n")
+    for line in lines:
+        screen.write(line.encode() + b"\n")
+
+
+def _tell(guest: str, result: Result, code: int, screen: Screen, written: int) -> None:
+    """The exit table, and one line of what happened."""
+    if sys.stderr is None:
+        return
+    if not screen.at_line_start and os.isatty(sys.stdout.fileno()):
+        print(file=sys.stderr)
+    if result.exits.rows:
+        from vmm.cli.exits import show
+
+        show(result.exits, result.seconds)
+    outcome = result.outcome
+    if outcome.kind == "exit":
+        end = f"exit {outcome.status} by {outcome.detail}"
+    else:
+        end = f"{outcome.kind}: {outcome.detail}, status {code}"
+    if written > CONSOLE_LIMIT:
+        say(f"the first {CONSOLE_LIMIT >> 20}M of {written} bytes of console are kept for the report")
+    say(f"{guest}, {result.mode}: {end}; {result.instructions:,} instructions in {result.seconds:.3f} s")
