@@ -28,6 +28,7 @@ from vmm.machine.paging import PageFault
 from vmm.machine.sites import STRING_PORT
 from vmm.machine.strings import StringPort
 from vmm.monitor.trap.emulate import Machinery, Row, emulate, load_real_cr0, row_for
+from vmm.monitor.trap.gates import transfer
 from vmm.monitor.trap.processor import VirtualProcessor
 from vmm.monitor.trap.shadow import ShadowTables
 from vmm.monitor.trap.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
@@ -92,6 +93,8 @@ class TrapMonitor:
         if not software:
             if vector == Vector.GP and (name := self._emulated()):
                 return name
+            if vector in (Vector.NP, Vector.GP) and error_code and self._through_gate():
+                return "emulated far transfer"
             if vector in _SELECTOR_FAULTS and error_code and not self.shadow.good:
                 self.shadow.copy()  # the instruction is done over, with good descriptors
                 self.hidden_faults += 1
@@ -120,6 +123,15 @@ class TrapMonitor:
         except (Fault, PageFault) as fault:
             self.fault(fault)
         return reason
+
+    def _through_gate(self) -> bool:
+        """Whether the fault was a far transfer through a gate, which has now been made."""
+        instruction = self.machine.decode_here()
+        try:
+            return instruction is not None and transfer(self._machinery, instruction)
+        except (Fault, PageFault) as fault:
+            self.fault(fault)
+        return True
 
     def fault(self, fault: Fault | PageFault) -> None:
         if isinstance(fault, PageFault):
