@@ -40,7 +40,7 @@ SYSTEM = [
     "f36c", "f36d", "f36e", "f36f", "f3a4", "f3a5", "f3aa", "f3ab", "f2ae", "f3a6", "0f01d8", "0f01d9",
     "0f01da", "0f01dc", "0fae00", "0fae08", "dbe3", "0f0b", "0fff", "0fb9c0", "d9{modrm}", "0f{b}{modrm}",
     "0f01{modrm}", "0fc7{modrm}", "f390", "0f05", "0f07", "0faa", "d6", "f0{b}{modrm}", "0f01f9", "0f01c8",
-    "0f01c9", "0f01ca", "0f01d0", "0f01d1",
+    "0f01c9", "0f01ca", "0f01d0", "0f01d1", "0fa3c0", "f00fabc1", "f00fbae0{b}", "0fb3{modrm}",
 ]  # fmt: skip
 MOVES = ["b8{imm}", "b9{imm}", "ba{imm}", "bb{imm}", "be{imm}", "bf{imm}", "bc{stack}", "bd{imm}"]
 PLAIN = [

@@ -6,10 +6,10 @@ wall time.
 
 The definition of "retired", the same in every mode and every counter: an instruction counts when it has
 completed, INT n and HLT among them; one that faults does not, but the delivery of an exception or of an
-external interrupt counts as one, so that time goes on even for a guest that does nothing but fault. A repeated string instruction counts once for
-each pass that the CPU makes over it: one for every element moved, and one for the pass that finds ECX zero.
-(Where a pass is executed on its own, in an interrupt shadow or with TF set, the CPU finds ECX zero in the
-last moving pass.)
+external interrupt counts as one, so that time goes on even for a guest that does nothing but fault. A repeated
+string instruction counts once for each pass that the CPU makes over it: one for every element moved, and one
+for the pass that finds ECX zero. (Where a pass is executed on its own, in an interrupt shadow or with TF set,
+the CPU finds ECX zero in the last moving pass.)
 """
 
 from __future__ import annotations

@@ -318,6 +318,19 @@ class Machine:
         self.control.page_fault(address, access)
         return "exception #PF"
 
+    def _after_collapse(self) -> str:
+        """Code that the engine cannot translate: find the instruction, one by one; #UD if it is not valid."""
+        self.retirement.at_boundary()
+        if not self.state.inhibited:
+            self.run_state.step = True
+            return ""
+        if self.decode_here() is not None:
+            code = self.linear.code(self.state.linear_eip, 15).hex(" ")
+            raise GuestError(f"the CPU engine cannot execute the code at EIP {self.state.eip:#x}: {code}")
+        self.state.inhibited = False
+        self.control.exception(Vector.UD, 0, False)
+        return "exception #UD"
+
     def _fetch_runs_ahead(self, address: int) -> bool:
         """Whether the refused fetch was for a later instruction of the block than the one at EIP.
 
@@ -373,6 +386,7 @@ class Machine:
         Stop.HALT: _after_halt,
         Stop.REFUSED: _after_refusal,
         Stop.SITE: _after_site,
+        Stop.COLLAPSED: _after_collapse,
     }
 
     # Exits handled inside the engine's callbacks (`engine.Handler`)

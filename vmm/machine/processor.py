@@ -14,7 +14,6 @@ from vmm.machine.delivery import TaskState
 from vmm.machine.memory import EXTENDED_START, Memory
 from vmm.machine.paging import PageFault, Translation, walk
 
-
 _CR0 = at.CR0 // 4
 
 

@@ -25,6 +25,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from vmm.errors import EngineError
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
+from vmm.machine.cpu.collapse import Watch
 from vmm.machine.cpu.state import CpuState
 
 READ, WRITE, FETCH = U.UC_MEM_READ, U.UC_MEM_WRITE, U.UC_MEM_FETCH
@@ -67,6 +68,7 @@ class Stop(Enum):
     REQUESTED = auto()  # a handler called `stop` or `seal`
     HALT = auto()  # HLT executed; EIP is past it
     REFUSED = auto()  # a memory access was refused; EIP is at the instruction that made it
+    COLLAPSED = auto()  # the engine cannot translate the code at EIP, or a little after it
     SITE = auto()  # at an instruction that the handler wants to execute itself
 
 
@@ -117,6 +119,7 @@ class Engine:
             _verify_layout()
             _layout_verified.append(True)
         self._engine = self._uc._uch
+        self._watch = Watch(self._engine.value)
         self._handler: Handler | None = None
         self._failure: BaseException | None = None
         self._requested = False
@@ -337,8 +340,10 @@ class Engine:
             self._site_stop = False
             self.running = True
             begin = _U64(self.state.eip)
+            self._watch.enter()
             status = uclib.uc_emu_start(self._engine, begin, _U64(0), _U64(0), ctypes.c_size_t(0))
             self.running = False
+            collapsed = self._watch.leave()
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 self._unseal()
@@ -349,6 +354,9 @@ class Engine:
         if self._unseal():
             return Stop.REQUESTED
         self.state.load()
+        if collapsed:
+            self.flush_tlb()
+            return Stop.COLLAPSED
         if self._refused is not None:
             return Stop.REFUSED
         if status:
@@ -446,6 +454,8 @@ class Engine:
             self.state.store()
 
     def _on_fill(self, _uc: int, address: int, access: int, entry: object, _data: int) -> bool:
+        if self._watch.collapsing:
+            return False
         if self._dropping is not None:
             page, permissions = self._dropping, PROT_EXEC
         elif self._sealed is not None:

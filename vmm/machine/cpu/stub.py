@@ -49,7 +49,7 @@ def index(return_address: int) -> int:
     return (return_address & 0xFFFFFFFF) >> 2 & ENTRIES - 1
 
 
-class _Assembler:
+class Assembler:
     """Just enough to place forward branches."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ def block_code(stop: int, miss: int) -> bytes:
     Arguments in rdi, rsi, edx, rcx: engine, guest address, size, meter; rbp holds the CPU's registers,
     as in all code that the engine generates. The callback gets the return address as a fifth argument.
     """
-    a = _Assembler()
+    a = Assembler()
     a.emit("488b0424")  # mov rax, [rsp]          the return address names the translation
     a.emit("4189c0")  # mov r8d, eax
     a.emit("41c1e802")  # shr r8d, 2

@@ -299,7 +299,11 @@ def _lss(m: Machinery, i: Instruction) -> None:
 
 
 def _return_within_kernel(m: Machinery, selector: int, eip: int) -> Descriptor:
-    """The checks of a return to the same ring."""
+    """The checks of a return to the same ring.
+
+    The accessed bit of a code segment stays as it is in far transfers, because the CPU engine, with which the
+    guest's memory must agree, does not set it there either.
+    """
     error = selector & ~RPL
     if not error:
         raise Fault(Vector.GP)
@@ -334,7 +338,6 @@ def _iret(m: Machinery, i: Instruction) -> bool:
         raise _Reflect
     d = _return_within_kernel(m, selector, eip)
     m.move_esp(3 * i.operand_size)
-    p.mark_accessed(selector, d)
     p.load_code(selector, d, 0)
     mask = _IRET_FLAGS if i.operand_size == 4 else _IRET_FLAGS & 0xFFFF
     p.eflags = p.eflags & ~mask & ~EFlags.VM | flags & mask
@@ -351,7 +354,6 @@ def _retf(m: Machinery, i: Instruction) -> bool:
         raise _Reflect
     d = _return_within_kernel(m, selector, eip)
     m.move_esp(2 * i.operand_size + (i.immediates[0] if i.immediates else 0))
-    p.mark_accessed(selector, d)
     p.load_code(selector, d, 0)
     p.eip = eip
     return True

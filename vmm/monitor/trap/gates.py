@@ -93,9 +93,7 @@ def _through(m: Machinery, gate: Descriptor, call: bool, return_eip: int) -> Non
         for i, value in enumerate(reversed(frame)):
             p.write(base + (bottom + size * i & mask) & 0xFFFFFFFF, size, value)
         if inner:
-            p.mark_accessed(new_ss, stack)
             p.load_stack(new_ss, stack)
         p.esp = top & ~mask & 0xFFFFFFFF | bottom & mask
-    p.mark_accessed(selector, code)
     p.load_code(selector, code, cpl)
     p.eip = entry
