@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vmm.events import ExitTable, Listener
 from vmm.image.image import Image
@@ -20,7 +20,9 @@ from vmm.machine.boot import boot
 from vmm.machine.clock import HostClock, InstructionClock
 from vmm.machine.control import Control
 from vmm.machine.machine import Machine, Outcome
-from vmm.monitor.trap.monitor import TrapMonitor
+
+if TYPE_CHECKING:
+    from vmm.monitor.trap.monitor import TrapMonitor
 
 CONSOLE_LIMIT = 16 << 20  # bytes of console output kept for the report; what comes after is only shown
 ClockName = Literal["instructions", "host"]
@@ -31,6 +33,8 @@ def _native(machine: Machine) -> Bare:
 
 
 def _trap(machine: Machine) -> TrapMonitor:
+    from vmm.monitor.trap.monitor import TrapMonitor  # a run in another mode does not wait for it
+
     monitor = TrapMonitor(machine)
     monitor.start()
     return monitor
