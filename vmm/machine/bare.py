@@ -35,6 +35,7 @@ _TSC, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x10, 0x174, 0x175, 0x176
 _MSR_FIELDS = {
     _SYSENTER_CS: at.SYSENTER_CS, _SYSENTER_ESP: at.SYSENTER_ESP, _SYSENTER_EIP: at.SYSENTER_EIP
 }  # fmt: skip
+_CR0 = at.CR0 // 4
 FLAT_LIMIT = 0xFFFFFFFF
 _FLAT_CODE, _FLAT_STACK = 0x00CF9B00, 0x00CF9300  # second descriptor words, DPL 0
 
@@ -91,6 +92,9 @@ class Bare:
 
     def fill(self, address: int, access: int) -> tuple[int, int] | None:
         state, linear = self.state, self.machine.linear
+        if not state.words[_CR0] & CR0.PG:
+            frame = address & 0xFFFFF000 & linear.a20_mask
+            return self.machine.frames.permissions(frame, access, True, self._near)
         user = state.cpl == 3
         write = access == WRITE
         try:

@@ -112,9 +112,12 @@ class Machine:
         self.on_in, self.on_out = ports.on_in, ports.on_out
         self.engine.attach(self)
 
+    fill: Callable[[int, int], tuple[int, int] | None]
+
     def attach(self, control: Control) -> None:
         """Who answers the exits from now on."""
         self._control = control
+        self.fill = control.fill  # hot: the engine asks the control itself
 
     @property
     def control(self) -> Control:
@@ -172,7 +175,7 @@ class Machine:
             poll = stub.STOP_NOW
         elif self.interrupt_pending and self._control is not None:
             poll = self._control.poll
-        self.engine.meter.words[_POLL] = poll
+        self.engine.meter.words[_POLL] = poll | stub.RESUMED
 
     def _set_a20(self, enabled: bool) -> None:
         mask = 0xFFFFFFFF if enabled else 0xFFEFFFFF
@@ -218,10 +221,6 @@ class Machine:
     def _before_entry(self, limit: int) -> None:
         """What hardware does between two instructions: faults of our own, time, interrupts."""
         state = self.run_state
-        if state.fault is not None:
-            fault, state.fault = state.fault, None
-            state.step = False
-            self.control.fault(fault)
         if state.poke:
             reason, state.poke = state.poke, ""
             self._update_poll()
@@ -229,24 +228,32 @@ class Machine:
                 self.end(Outcome("timeout" if reason == "timeout" else "interrupted", 0, reason))
         if state.outcome is not None:
             return
-        retired = self.retired()
-        if retired >= limit:
-            self.end(Outcome("budget", 0, f"the budget of {limit} instructions is spent"))
-            return
-        deadline = self.devices.deadline()
-        if deadline is not None and deadline <= self.now():
-            self.devices.tick()
+        while self.retired() < limit:  # a delivery counts, so it may be what reaches the limit or the deadline
             deadline = self.devices.deadline()
-        if self.interrupt_pending and self.control.can_interrupt():
-            self.take_interrupt()
+            if state.fault is not None:
+                fault, state.fault = state.fault, None
+                state.step = False
+                self.control.fault(fault)
+                continue
+            if deadline is not None and deadline <= self.now():
+                self.devices.tick()
+                deadline = self.devices.deadline()
+            if self.interrupt_pending and self.control.can_interrupt():
+                self.take_interrupt()
+                continue
+            self._grant(limit - self.retired(), deadline)
+            return
+        self.end(Outcome("budget", 0, f"the budget of {limit} instructions is spent"))
+
+    def _grant(self, instructions: int, deadline: int | None) -> None:
+        """Let the CPU execute so many instructions, or fewer if a device has something to do before."""
         self._update_poll()
-        grant = limit - retired
         if deadline is not None:
             if self.clock.exact:
-                grant = min(grant, self.clock.instructions_until(deadline, retired))
+                instructions = min(instructions, self.clock.instructions_until(deadline, self.retired()))
             else:
                 self.set_alarm(deadline)
-        self.retirement.arm(grant)
+        self.retirement.arm(instructions)
 
     def set_alarm(self, deadline: int) -> None:
         """Host clock: have the CPU stopped when guest time reaches `deadline`."""
@@ -309,6 +316,8 @@ class Machine:
         address, access = self.engine.refused
         if access == FETCH:
             self.retirement.at_boundary()
+            if self.retirement.left() <= 0:
+                return ""  # the meter had no occasion to say that this is the end
             if self._fetch_runs_ahead(address):
                 self.run_state.step = True
                 return ""
@@ -321,6 +330,8 @@ class Machine:
     def _after_collapse(self) -> str:
         """Code that the engine cannot translate: find the instruction, one by one; #UD if it is not valid."""
         self.retirement.at_boundary()
+        if self.retirement.left() <= 0:
+            return ""
         if not self.state.inhibited:
             self.run_state.step = True
             return ""
@@ -345,7 +356,7 @@ class Machine:
         self.retirement.settle()
         instruction = self.decode_here()
         if instruction is None:
-            self.control.exception(Vector.UD, 0, False)
+            self.run_state.fault = Fault(Vector.UD)
             return "exception #UD"
         self.emit("instruction", instruction.mnemonic.lower())
         reason = f"instruction {instruction.mnemonic}"
@@ -353,7 +364,7 @@ class Machine:
         try:
             self.control.execute(instruction)
         except (Fault, PageFault) as fault:
-            self.control.fault(fault)
+            self.run_state.fault = fault
             return reason
         self.finish_emulated(bool(stepping))
         return reason
@@ -367,7 +378,13 @@ class Machine:
         self.state.inhibited = inhibit
         if stepping:
             self.state.set_word(at.DR6, self.state.word(at.DR6) | DR6.BS)
-            self.control.exception(Vector.DB, 0, False)
+            self._trap()
+
+    def _trap(self) -> None:
+        """#DB after an instruction: delivered by the loop, because there may be no budget left for it."""
+        self.run_state.fault = Fault(Vector.DB)
+        if self.engine.running:
+            self.engine.stop()
 
     def must_stop(self) -> bool:
         """Whether a repeated instruction that the machine executes must pause between two passes."""
@@ -397,6 +414,9 @@ class Machine:
             self.retirement.settle_software()
         elif vector == Vector.DB:
             self.retirement.at_boundary()  # a trap: EIP is past the instruction, perhaps back at it
+            self._trap()
+            self.exits.add(_exit_name(vector, software), time.perf_counter_ns() - started)
+            return
         else:
             self.retirement.settle()
         error_code = 0
@@ -413,7 +433,7 @@ class Machine:
             poll = self._control.poll
             if poll and self._control.can_interrupt():
                 self.engine.stop()
-            self.engine.meter.words[_POLL] = poll
+            self.engine.meter.words[_POLL] = poll | stub.RESUMED
         self.exits.add(reason, time.perf_counter_ns() - started)
 
     def on_cpuid(self) -> None:
@@ -444,9 +464,6 @@ class Machine:
             self.run_state.fault = fault
             self.engine.seal()
         self.exits.add("SYSENTER", time.perf_counter_ns() - started)
-
-    def fill(self, address: int, access: int) -> tuple[int, int] | None:
-        return self.control.fill(address, access)
 
     def on_translated(self, address: int, size: int) -> tuple[int, ...]:
         return sites.find(self.linear.code(address & 0xFFFFFFFF, size), address & 0xFFFFFFFF)

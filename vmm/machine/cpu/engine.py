@@ -55,7 +55,7 @@ _ON_IN = ctypes.CFUNCTYPE(_U32, _VOID_P, _U32, ctypes.c_int, _VOID_P)
 _ON_OUT = ctypes.CFUNCTYPE(None, _VOID_P, _U32, ctypes.c_int, _U32, _VOID_P)
 _ON_CPUID = ctypes.CFUNCTYPE(ctypes.c_int, _VOID_P, _VOID_P)
 _ON_SYSENTER = ctypes.CFUNCTYPE(None, _VOID_P, _VOID_P)
-_ON_FILL = ctypes.CFUNCTYPE(ctypes.c_bool, _VOID_P, _U64, ctypes.c_int, ctypes.POINTER(_TlbEntry), _VOID_P)
+_ON_FILL = ctypes.CFUNCTYPE(ctypes.c_bool, _VOID_P, _U64, ctypes.c_int, _VOID_P, _VOID_P)
 _ON_TRANSLATED = ctypes.CFUNCTYPE(None, _VOID_P, ctypes.POINTER(_Block), ctypes.POINTER(_Block), _VOID_P)
 _ON_BLOCK = ctypes.CFUNCTYPE(None, _VOID_P, _U64, _U32, _VOID_P, _U64)
 _ON_CODE = ctypes.CFUNCTYPE(None, _VOID_P, _U64, _U32, _VOID_P)
@@ -258,7 +258,7 @@ class Engine:
         ):
             instruction = getattr(X, f"UC_X86_INS_{name}")
             self._hook(U.UC_HOOK_INSN, kind(guard(callback, default)), instruction=instruction)
-        self._hook(U.UC_HOOK_TLB_FILL, _ON_FILL(guard(self._on_fill, False)))
+        self._hook(U.UC_HOOK_TLB_FILL, _ON_FILL(self._on_fill))
         self._hook(U.UC_HOOK_EDGE_GENERATED, _ON_TRANSLATED(guard(self._on_translated)))
         on_block = _ON_BLOCK(guard(self._on_block))
         self._keep.append(on_block)
@@ -453,25 +453,28 @@ class Engine:
             self._handler.on_sysenter()  # type: ignore[union-attr]
             self.state.store()
 
-    def _on_fill(self, _uc: int, address: int, access: int, entry: object, _data: int) -> bool:
-        if self._watch.collapsing:
-            return False
-        if self._dropping is not None:
-            page, permissions = self._dropping, PROT_EXEC
-        elif self._sealed is not None:
-            self._refused = (address, access)
-            return False
-        else:
-            self.state.load()
-            filled = self._handler.fill(address & 0xFFFFFFFF, access)  # type: ignore[union-attr]
+    def _on_fill(self, _uc: int, address: int, access: int, entry: int, _data: int) -> bool:
+        """A TLB miss, asked about with EIP at the instruction. Hot: guarded by itself."""
+        try:
+            if self._watch.collapsing:
+                return False
+            if self._dropping is not None:
+                filled: tuple[int, int] | None = (self._dropping, PROT_EXEC)
+            elif self._sealed is not None:
+                filled = None
+            else:
+                if self._copied:
+                    self.state.load()
+                filled = self._handler.fill(address & 0xFFFFFFFF, access)  # type: ignore[union-attr]
             if filled is None:
                 self._refused = (address & 0xFFFFFFFF, access)
                 return False
-            page, permissions = filled
-        slot = entry.contents  # type: ignore[attr-defined]
-        slot.paddr = page
-        slot.perms = permissions
-        return True
+            slot = _TlbEntry.from_address(entry)
+            slot.paddr, slot.perms = filled
+            return True
+        except BaseException as error:
+            self._fail(error)
+            return False
 
     def _on_translated(self, _uc: int, block: object, _previous: object, _data: int) -> None:
         fields = block.contents  # type: ignore[attr-defined]
@@ -523,6 +526,9 @@ class Engine:
             return_address = 0
         if not meter.charge(return_address, address & 0xFFFFFFFF, size, instructions):
             uclib.uc_emu_stop(self._engine)
+        elif state.system_flags & stub.RESUMED:
+            state.set_system_flags(stub.RESUMED)
+            state.store()
 
     def _restarted(self, address: int, size: int) -> bool:
         """Whether this block of one instruction is a store that the engine does over.
