@@ -19,7 +19,7 @@ from vmm.image.asm import forms
 from vmm.image.asm.check import disagreement
 from vmm.image.asm.engine import UNKNOWN_MNEMONIC, EncoderFailure, Keystone
 from vmm.image.asm.operands import Far, Imm, Mem, Operand, Reg
-from vmm.image.asm.source import Fault
+from vmm.image.asm.source import Fatal, Fault
 from vmm.image.asm.words import REPEATS, SEGMENTS
 
 # They appear in a code once, where they were put: no opcode, ModRM or other number looks like them.
@@ -79,7 +79,7 @@ class Encoder:
         try:
             answers = self._keystone.encode(wanted)
         except EncoderFailure as failure:
-            # Only the guilty text is lost; the others are asked again when they are next needed.
+            # The guilty text is known, and its statement will complain in the next pass.
             self._failures[wanted[failure.index]] = failure.what
             return True
         self._answers.update(zip(wanted, answers, strict=True))
@@ -99,7 +99,7 @@ class Encoder:
             raise Fault(request.column, f"'{mnemonic}' needs the operation size: {mnemonic} dword [...]")
         text, fields = _text(request)
         if text in self._failures:
-            raise Fault(request.column, self._failures[text])
+            raise Fatal(request.column, self._failures[text])
         answer = self._answers.get(text)
         if answer is None:
             self._wanted[text] = None
@@ -299,7 +299,11 @@ def _refusal(error: int, request: Request) -> str:
     unsized = any(isinstance(o, Mem) and o.size is None for o in request.operands)
     if not request.operands:
         what = f"'{request.mnemonic}' needs operands"
-    elif unsized and not any(isinstance(o, Reg) and o.size for o in request.operands[:1]):
+    elif (
+        unsized
+        and request.mnemonic[0] != "j"
+        and not any(isinstance(o, Reg) and o.size for o in request.operands[:1])
+    ):
         what += ", or needs the operation size: byte, word, dword, ... before the '['"
     elif any(isinstance(o, Far) for o in request.operands):
         what = f"'{request.mnemonic}' takes no selector:offset"

@@ -77,6 +77,10 @@ def combine(left: Value, right: Value, factor: int) -> Value:
         terms[base] = signed(terms.get(base, 0) + factor * times)
     # An unsettled symbol stays unsettled, even where two of them would cancel out.
     terms = {base: times for base, times in terms.items() if times or base == UNSETTLED}
+    if UNSETTLED in terms:
+        terms[UNSETTLED] = 1
+        if len(terms) == 1:
+            return UNKNOWN
     const = signed(a.const + factor * b.const)
     return Linear(const, terms) if terms else const
 

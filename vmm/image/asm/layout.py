@@ -17,7 +17,7 @@ from vmm.image.asm.encoder import Encoder, Request
 from vmm.image.asm.expressions import UNKNOWN, UNSETTLED, Expression, Linear, Value
 from vmm.image.asm.forms import in_range
 from vmm.image.asm.operands import Operand, Parsed, numeric
-from vmm.image.asm.source import Fault, Limits
+from vmm.image.asm.source import Fatal, Fault, Limits
 from vmm.image.asm.statements import (
     Align,
     Data,
@@ -29,8 +29,9 @@ from vmm.image.asm.statements import (
     Statement,
 )
 
-FREE_PASSES = 16  # jumps may shrink again in these; later they only grow
-MAX_PASSES = 200
+FREE_PASSES = 12  # jumps may shrink again in these; later they only grow
+MAX_PASSES = 24
+MAX_STEPS = 300_000  # statements measured, which lets small programs have more passes
 MAX_BRANCHES = 1 << 16  # of one `times`: each of them has its own distance
 TOP = 1 << 32
 
@@ -91,11 +92,19 @@ class Layout:
         self._section = ".text"
         self._last_offset = 0  # of `$`
         self._passes = 0
+        self._seen: set[str] = set()  # symbols defined so far in this pass
+        self._critical = False  # only they may be asked for: a count is being evaluated
 
     # The environment of expressions
 
     def symbol(self, name: str, column: int) -> Value:
         value = self._symbols.get(name)
+        if (
+            self._critical
+            and name not in self._seen
+            and (name in self._program.labels or name in self._equates)
+        ):
+            raise Fault(column, f"'{name}' is defined further down: a count must be known here")
         if value is not None:
             return value
         section = self._program.labels.get(name)
@@ -126,7 +135,7 @@ class Layout:
             if not moved:
                 break
             self._passes += 1
-            if self._passes > MAX_PASSES:
+            if self._passes > MAX_PASSES and self._passes * len(self._items) > MAX_STEPS:
                 self._complain_about_circle()
         return self._emit()
 
@@ -139,6 +148,7 @@ class Layout:
     def _measure(self) -> bool:
         """One pass: sizes and symbols from the previous pass's values; True if anything moved."""
         moved = False
+        self._seen.clear()
         self._offsets = dict.fromkeys(self._sections, 0)
         for item in self._items:
             statement = self._enter(item)
@@ -151,6 +161,8 @@ class Layout:
                     continue
                 if not item.settled or isinstance(statement, Align):
                     item.size = self._size(item)
+            except Fatal as fatal:
+                raise statement.line.error(fatal.column, fatal.what) from None
             except Fault:
                 pass  # perhaps only because something still moves: if not, it comes again when emitting
             self._offsets[statement.section] += item.size
@@ -165,6 +177,7 @@ class Layout:
     def _set(self, name: str, value: Value) -> bool:
         old = self._symbols.get(name)
         self._symbols[name] = value
+        self._seen.add(name)
         if isinstance(old, Linear) and isinstance(value, Linear):
             return old.const != value.const or old.terms != value.terms
         return old is None or old != value
@@ -210,7 +223,11 @@ class Layout:
     def _count(self, expression: Expression | None, what: str, statement: Statement) -> int:
         if expression is None:
             return 1
-        value = expression.value(self)
+        self._critical = True
+        try:
+            value = expression.value(self)
+        finally:
+            self._critical = False
         if isinstance(value, Linear):
             if UNSETTLED in value.terms:
                 return 0
@@ -274,6 +291,7 @@ class Layout:
 
     def _emit(self) -> Placed:
         self._check_room()
+        self._seen.clear()
         out = {name: bytearray() for name in self._sections if name != ".bss"}
         lines: list[SourceLine] = []
         self._offsets = dict.fromkeys(self._sections, 0)
@@ -318,6 +336,8 @@ class Layout:
     def _bytes(self, item: _Item, address: int) -> bytes:
         """What a statement emits; also where everything that is wrong with it comes out."""
         statement = item.statement
+        if isinstance(statement, Label | Equate):
+            self._seen.add(statement.name)
         if isinstance(statement, Label):
             return b""
         if isinstance(statement, Equate):

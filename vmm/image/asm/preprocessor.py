@@ -85,7 +85,7 @@ class Preprocessor:
     def _spend(self, tokens: int, column: int) -> None:
         self._tokens += tokens
         if self._tokens > self._limits.tokens:
-            raise Fault(column, f"macros expand to more than {self._limits.tokens} tokens")
+            raise Fault(column, f"more than {self._limits.tokens} words and signs, macros expanded")
 
     def __iter__(self) -> Iterator[tuple[Line, Tokens]]:
         while self._frames:
@@ -115,6 +115,13 @@ class Preprocessor:
         if self._lines > self._limits.lines:
             raise Fault(1, f"more than {self._limits.lines} lines, macros and repetitions included")
 
+    def _read(self, line: Line) -> Tokens:
+        if len(line.text) > self._limits.line_length:
+            raise Fault(1, f"a line of more than {self._limits.line_length} characters")
+        tokens = tokenize(line.text)
+        self._spend(len(tokens), 1)
+        return tokens
+
     def _live(self) -> bool:
         conditions = self._frames[-1].conditions
         return not conditions or conditions[-1].live
@@ -125,7 +132,7 @@ class Preprocessor:
         if not self._live() and _directive(line, tokens) not in _CONDITIONAL:
             return None
         if tokens is None:
-            tokens = tokenize(line.text)
+            tokens = self._read(line)
         if not tokens:
             return None
         first = tokens[0]
@@ -223,7 +230,7 @@ class Preprocessor:
             if depth == 0:
                 return body
             try:
-                body.append((inner, tokenize(inner.text) if tokens is None else tokens))
+                body.append((inner, self._read(inner) if tokens is None else tokens))
             except Fault as fault:
                 raise inner.error(fault.column, fault.what) from None
         raise Fault(word.column, f"this {opening} has no {closing}")
@@ -242,7 +249,8 @@ class Preprocessor:
         body = self._block(line, word, "%rep", "%endrep")
         if not 0 <= count <= self._limits.lines:
             raise Fault(word.end + 1, f"%rep {count}: the count must lie between 0 and {self._limits.lines}")
-        self._frames.append(Frame(_repeat(body, line, count)))
+        if body:
+            self._frames.append(Frame(_repeat(body, line, count)))
 
     def _call(self, line: Line, tokens: Tokens) -> Tokens | None:
         """Open the macro that a line uses, if it uses one; what remains of the line is its label."""

@@ -30,16 +30,21 @@ class Fault(Exception):
         self.column, self.what = column, what
 
 
+class Fatal(Fault):
+    """A Fault that no later pass can mend."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one assembly may cost; each is far above any honest guest."""
 
     source_bytes: int = 4 << 20  # all files together, an included file each time it is included
-    lines: int = 200_000  # lines handled, macro bodies and repetitions included
-    tokens: int = 2_000_000  # tokens that macro expansion may produce
+    lines: int = 100_000  # lines handled, macro bodies and repetitions included
+    tokens: int = 1_000_000  # tokens, in the source and made by macro expansion
     image_bytes: int = 64 << 20  # .text, .data and .rodata together
     include_depth: int = 16
     define_depth: int = 64
+    line_length: int = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ class Sources:
         path = self._folder / name
         try:
             if not path.resolve().is_relative_to(self._folder.resolve()):
-                raise Fault(column, f"%include of '{name}': it is a link out of the guest's folder")
+                raise Fault(column, "it is a link out of the guest's folder")
             text = self._read(path)
         except (OSError, ValueError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a file name"

@@ -341,6 +341,10 @@ class StatementParser:
             raise Fault(parser.column, "a prefix needs an instruction after it, on the same line")
         if token.kind != NAME:
             raise Fault(token.column, f"expected an instruction, found '{token.text[:40]}'")
+        if not word.isalnum():
+            raise Fault(
+                token.column, f"unknown instruction '{token.text[:40]}' (a label needs a colon after it)"
+            )
         if word in REGISTERS or word in KEYWORDS:
             raise Fault(token.column, f"expected an instruction, found '{token.text}'")
         parser.at += 1
