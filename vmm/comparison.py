@@ -234,12 +234,12 @@ def _blame(reference: Side, other: Side, mode: str, low: int) -> Divergence:
     machine, image = reference.vm.machine, reference.vm.image
     before = reference.vm.control.registers()
     eip, address = before["eip"], machine.state.linear_eip
+    classified = classify(machine.linear.code(address, MAX_LENGTH), address)
     events: list[Event] = []
     machine.run_state.listeners.append(events.append)
     for side in (reference, other):
         side.advance(low + 1)
     apart = difference(reference, other)
-    classified = classify(machine.linear.code(address, MAX_LENGTH), address)
     handler = _handler(machine, events)
     if handler is not None and "eip" not in apart.registers:
         # Both went through the handler's first instruction. It is to blame unless it is harmless: then the

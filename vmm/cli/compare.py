@@ -15,7 +15,6 @@ from vmm.cli.interrupts import Interrupts
 from vmm.cli.rows import class_text
 from vmm.cli.terminal import page, printable
 from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, Divergence, ModeRun
-from vmm.image.image import SourceLine
 from vmm.machine.machine import Outcome
 from vmm.vm import MODES
 
@@ -157,13 +156,20 @@ def _show_divergence(out: Console, run: ModeRun, found: Divergence) -> None:
     what = "broke it"
     if run.console_equal and run.result.outcome.kind != "error":
         what = "made a difference that the console does not show"
-    out.print(Text(f"Under {run.result.mode}, this instruction {what}", style="bold"))
-    for line in found.context:
-        out.print(_source_line(line, ""), no_wrap=True, overflow="ellipsis")
-    if found.source is not None:
-        out.print(_source_line(found.source, "bold red"), no_wrap=True, overflow="ellipsis")
+    title = Text(f"Under {run.result.mode}, this instruction {what}", style="bold")
+    source = found.source
+    if source is None:
+        out.print(title)
+        out.print(Text(f"> {printable(found.instruction)}", style="bold red"))
     else:
-        out.print(Text(f"  > {found.instruction}", style="bold red"))
+        out.print(Text.assemble(title, (f"  ({printable(source.file)}:{source.line})", "dim")))
+        lines = (*(line for line in found.context if line.file == source.file), source)
+        texts = [line.text.expandtabs(TAB).rstrip() for line in lines]
+        margin = min(len(text) - len(text.lstrip()) for text in texts)
+        for line, text in zip(lines, texts, strict=True):
+            style = "bold red" if line is source else ""
+            mark = Text.assemble((">" if style else " ", style), (f"{line.line:>5}  ", "dim"))
+            out.print(mark.append(printable(text[margin:]), style), no_wrap=True, overflow="ellipsis")
     out.print()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -184,13 +190,3 @@ def _show_divergence(out: Console, run: ModeRun, found: Divergence) -> None:
         out.print()
         text = "This is not explained by the classification: a bug of vmm's. Please report it."
         out.print(Text(text, style="bold red"))
-
-
-def _source_line(line: SourceLine, style: str) -> Text:
-    from rich.text import Text
-
-    mark = ">" if style else " "
-    where = f"{line.file}:{line.line}"
-    return Text.assemble(
-        (f"{mark} ", style), (f"{where}  ", "dim"), (printable(line.text.expandtabs(TAB)), style)
-    )

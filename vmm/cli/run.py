@@ -119,10 +119,11 @@ def _tell(guest: str, result: Result, code: int, screen: Screen, written: int) -
 
         show(result.exits, result.seconds)
     outcome = result.outcome
+    said = outcome.detail.startswith(outcome.kind.replace("-", " "))
+    end = outcome.detail if said else f"{outcome.kind}: {outcome.detail}"
     if outcome.kind == "exit":
-        end = f"exit {outcome.status} by {outcome.detail}"
-    else:
-        end = f"{outcome.kind}: {outcome.detail}, status {code}"
+        end = f"exit by {outcome.detail}"
     if written > CONSOLE_LIMIT:
         say(f"the first {CONSOLE_LIMIT >> 20}M of {written} bytes of console are kept for the report")
-    say(f"{guest}, {result.mode}: {end}; {result.instructions:,} instructions in {result.seconds:.3f} s")
+    took = f"{result.instructions:,} instructions in {result.seconds:.3f} s"
+    say(f"{guest}, {result.mode}: {end}; status {code}; {took}")

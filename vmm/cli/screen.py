@@ -79,8 +79,8 @@ class Screen:
             with self._lock:
                 if self._done.is_set() or self._shared and not self.at_line_start:
                     continue
-                width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-                os.write(sys.stderr.fileno(), WIPE + text()[: max(width, 0)].encode())
+                width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+                os.write(sys.stderr.fileno(), WIPE + text()[:width].encode())
                 self._drawn = True
 
     def _wipe(self) -> None:

@@ -38,7 +38,7 @@ def page(file: IO[str] | None = None) -> Iterator[Console]:
     text = held.getvalue()
     if plain:  # a table's columns are filled up with spaces
         text = "".join(line.rstrip() + "\n" for line in text.splitlines())
-    encoding = file.encoding or "utf-8"
+    encoding = getattr(file, "encoding", None) or "utf-8"
     file.write(text.encode(encoding, "replace").decode(encoding))
     file.flush()
 
