@@ -50,6 +50,7 @@ class Macro:
         missing = self.most - given
         if 0 < missing <= self.most - self.least:
             arguments += self.defaults[given - self.least :][:missing]
+            given = len(arguments)
             arguments += [[] for _ in range(self.most - len(arguments))]
         label = f"macro '{self.name}'"
         for line, body in self.body:

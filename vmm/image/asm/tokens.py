@@ -39,7 +39,7 @@ _TOKEN = re.compile(
   | (?P<string>'[^']*' | "[^"]*" | `(?:[^`\\]|\\.)*`)
   | (?P<float>[0-9][0-9_]*\.[0-9_]*(?:[eE][+-]?[0-9]+)?(?![0-9A-Za-z_]))
   | (?P<number>(?:\$?[0-9][0-9A-Za-z_]*))
-  | (?P<name>\$?(?:[A-Za-z_.]|\?(?=[A-Za-z_.?]))[A-Za-z0-9_$\#@~.?]*)
+  | (?P<name>(?:[A-Za-z_.]|\?(?=[A-Za-z_.?]))[A-Za-z0-9_$\#@~.?]*)
   | (?P<unique>%%(?=[A-Za-z_.])[A-Za-z0-9_$\#@~.?]*)
   | (?P<parameter>%(?:[0-9]+ | \{[0-9]+\}))
   | (?P<directive>%(?=[A-Za-z_!])[!A-Za-z0-9_]*)
@@ -73,8 +73,6 @@ def tokenize(text: str) -> list[Token]:
             value = number(word, column)
         elif kind == STRING:
             value = _string(word, column)
-        elif kind == NAME and word[0] == "$":
-            word = word[1:]
         found.append(Token(kind, word, column, at + 1, value))
     return found
 
