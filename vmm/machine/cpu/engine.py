@@ -27,6 +27,7 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
 from vmm.machine.cpu.collapse import Watch
 from vmm.machine.cpu.state import CpuState
+from vmm.machine.cpu.verify import PAGE, TlbEntry, context_bytes, open_engine, u64_at, verify_once
 
 READ, WRITE, FETCH = U.UC_MEM_READ, U.UC_MEM_WRITE, U.UC_MEM_FETCH
 PROT_READ, PROT_WRITE, PROT_EXEC = U.UC_PROT_READ, U.UC_PROT_WRITE, U.UC_PROT_EXEC
@@ -35,14 +36,9 @@ _UD = 6
 _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
 _REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
 _FLUSH_TB = U.UC_CTL_TB_FLUSH | 1 << 30
-_PAGE = 0x1000
 _IS_INT, _OLD_EXCEPTION = at.EXCEPTION_IS_INT // 4, at.OLD_EXCEPTION // 4
 
 _VOID_P, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
-
-
-class _TlbEntry(ctypes.Structure):
-    _fields_ = (("paddr", _U64), ("perms", ctypes.c_int))
 
 
 class _Block(ctypes.Structure):
@@ -105,19 +101,14 @@ class Handler(Protocol):
         """Whether the one instruction there is no transfer of control, so that no block ends with it."""
 
 
-_layout_verified: list[bool] = []  # once a process: the library does not change under us
-
-
 class Engine:
     """One Unicorn CPU in 32-bit mode, with a TLB that the handler fills."""
 
     def __init__(self, *, live: bool = True, native_code: bool = True) -> None:
         if unicorn.__version__ != "2.1.4":
             raise EngineError(f"unicorn {unicorn.__version__} is installed: install unicorn==2.1.4")
-        self._uc = self._open()
-        if not _layout_verified:
-            _verify_layout()
-            _layout_verified.append(True)
+        self._uc = open_engine()
+        verify_once()
         self._engine = self._uc._uch
         self._watch = Watch(self._engine.value)
         self._handler: Handler | None = None
@@ -133,7 +124,7 @@ class Engine:
         self._sites: dict[int, ctypes.c_size_t] = {}
         self._new_sites: list[tuple[int, int, int]] = []
         self._keep: list[object] = []
-        self._entry = _TlbEntry()
+        self._entry = TlbEntry()
         self.running = False
         self.meter = stub.Meter()
         self._native = native_code and stub.supported()
@@ -143,12 +134,6 @@ class Engine:
         self._warm_up()
         self.state = self._make_state(live and self._native)
         self._install()
-
-    @staticmethod
-    def _open() -> unicorn.Uc:
-        uc = unicorn.Uc(U.UC_ARCH_X86, U.UC_MODE_32)
-        uc.ctl_set_cpu_model(X.UC_CPU_X86_EPYC)
-        return uc
 
     # Construction
 
@@ -202,7 +187,7 @@ class Engine:
     def _find_registers(self) -> int:
         """The address of the live register file, or 0 where what is found is not it."""
         address: int = self.meter.quads[stub.REGISTERS // 8]
-        saved = _context_bytes(self._uc)[at.HEADER :]
+        saved = context_bytes(self._uc)[at.HEADER :]
         return address if address and ctypes.string_at(address, at.SIZE) == saved else 0
 
     def _warm_up(self) -> None:
@@ -212,7 +197,7 @@ class Engine:
         guest's must be reported. On the way, see where the registers are.
         """
         scratch = 0x1000
-        self._uc.mem_map(scratch, _PAGE)
+        self._uc.mem_map(scratch, PAGE)
         self._uc.mem_write(scratch, bytes.fromhex("eb00f4"))  # jmp next; next: hlt
         hook = None
         if self._native:
@@ -222,7 +207,7 @@ class Engine:
         self._uc.emu_start(scratch, 0)
         if hook is not None:
             uclib.uc_hook_del(self._engine, hook)
-        self._uc.mem_unmap(scratch, _PAGE)
+        self._uc.mem_unmap(scratch, PAGE)
         self._uc.ctl_flush_tb()
         self.flush_tlb()
 
@@ -292,7 +277,7 @@ class Engine:
 
         The library takes a linear address and looks it up in the TLB; `_dropping` answers that look-up.
         """
-        self._dropping = start & ~(_PAGE - 1)
+        self._dropping = start & ~(PAGE - 1)
         self.flush_tlb()
         uclib.uc_ctl(self._engine, _REMOVE_CACHE, _U64(start), _U64(end))
         self._dropping = None
@@ -383,8 +368,8 @@ class Engine:
         """(linear address, access) of the access that ended the last run with `Stop.REFUSED`."""
         assert self._refused is not None
         page, access = self._refused
-        exact = _u64_at(self._engine.value + at.INVALID_ADDRESS) & 0xFFFFFFFF
-        return (exact if exact & ~(_PAGE - 1) == page else page), access
+        exact = u64_at(self._engine.value + at.INVALID_ADDRESS) & 0xFFFFFFFF
+        return (exact if exact & ~(PAGE - 1) == page else page), access
 
     # Callbacks: the engine's side
 
@@ -469,7 +454,7 @@ class Engine:
             if filled is None:
                 self._refused = (address & 0xFFFFFFFF, access)
                 return False
-            slot = _TlbEntry.from_address(entry)
+            slot = TlbEntry.from_address(entry)
             slot.paddr, slot.perms = filled
             return True
         except BaseException as error:
@@ -522,7 +507,7 @@ class Engine:
         known_address, known_size, instructions = self._translated
         if (known_address, known_size) != (address, size):
             instructions = self._handler.count(address & 0xFFFFFFFF, size)  # type: ignore[union-attr]
-        if instructions == 1 and not shadow and self._restarted(address, size):
+        if instructions == 1 and self._restarted(address, size):
             return_address = 0
         if not meter.charge(return_address, address & 0xFFFFFFFF, size, instructions):
             uclib.uc_emu_stop(self._engine)
@@ -547,59 +532,3 @@ class Engine:
     def _on_block_in_python(self, uc: int, address: int, size: int, data: int) -> None:
         """Where the machine code does not run: the same, for every block."""
         self._on_block(uc, address, size, data, 0)
-
-
-def _u64_at(address: int) -> int:
-    return ctypes.c_uint64.from_address(address).value
-
-
-def _context_bytes(uc: unicorn.Uc) -> bytes:
-    context = uc.context_save()
-    return ctypes.string_at(context.context.value, uclib.uc_context_size(uc._uch))
-
-
-def _verify_layout() -> None:
-    """Check `layout` on a scratch engine: markers through the public interface, then one known fault."""
-    uc = Engine._open()
-
-    def write(name: str, value: object) -> None:
-        if name == "MSR":
-            assert isinstance(value, tuple)
-            uc.msr_write(*value)
-        else:
-            uc.reg_write(getattr(X, f"UC_X86_REG_{name}"), value)
-
-    at.verify(write, lambda: _context_bytes(uc))
-    uc = Engine._open()
-    uc.mem_map(0x1000, _PAGE)
-    uc.mem_write(0x1000, bytes.fromhex("66b83812 8ed8 cd30"))  # mov ax, 0x1238; mov ds, ax: #GP(0x1238); int 0x30
-    saved: list[bytes] = []
-
-    def on_interrupt(_uc: object, _vector: int, _data: object) -> None:
-        saved.append(_context_bytes(uc))
-        uc.emu_stop()
-
-    uc.reg_write(X.UC_X86_REG_CR0, 0x11)
-    uc.hook_add(U.UC_HOOK_INTR, on_interrupt)
-    uc.emu_start(0x1000, 0x1006)
-    if not saved:
-        raise EngineError("this Unicorn reports no fault where one is due: install unicorn==2.1.4")
-    at.verify_fault(saved.pop(), 13, 0x1238)
-    uc.emu_start(0x1006, 0x1008)
-    at.verify_software(saved.pop(), 0x1008)
-    uc = Engine._open()
-    uc.mem_map(0x1000, _PAGE)
-    uc.mem_write(0x1000, bytes.fromhex("a134125a5a"))  # mov eax, [0x5a5a1234]
-
-    def fill(_uc: object, address: int, _access: int, entry: _TlbEntry, _data: object) -> bool:
-        entry.paddr, entry.perms = address, U.UC_PROT_ALL
-        return bool(address == 0x1000)
-
-    uc.hook_add(U.UC_HOOK_TLB_FILL, fill)
-    uc.ctl_set_tlb_mode(U.UC_TLB_VIRTUAL)
-    try:
-        uc.emu_start(0x1000, 0x1005)
-    except unicorn.UcError:
-        at.verify_refusal(_u64_at(uc._uch.value + at.INVALID_ADDRESS), 0x5A5A1234)
-    else:
-        raise EngineError("this Unicorn lets a refused access pass: install unicorn==2.1.4")
