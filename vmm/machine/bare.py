@@ -46,7 +46,7 @@ class Bare:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.state = machine.state
-        self.processor = BareProcessor(machine.state, machine.linear, machine.memory)
+        self.processor = BareProcessor(machine.state, machine.linear)
         self.strings = StringPort(machine, self)
         self.debug = [0, 0, 0, 0, 0, 0, 0, 0x400]  # DR0..DR7; kept here, see `_move_dr`
 

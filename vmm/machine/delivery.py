@@ -58,11 +58,14 @@ class TaskState:
 class Processor(Protocol):
     """The processor as its guest sees it. Linear accesses are supervisor's and raise `PageFault`."""
 
-    cpl: int
     eip: int
     esp: int
     eflags: int
     cr2: int
+
+    @property
+    def cpl(self) -> int:
+        """Changes with the stack segment."""
 
     def selectors(self) -> tuple[int, int, int, int, int, int]:
         """es, cs, ss, ds, fs, gs as the guest sees them."""

@@ -77,21 +77,14 @@ class Linear:
         return bytes(data)
 
 
-class BareProcessor:
-    """`delivery.Processor` over the CPU itself."""
+class RegisterProcessor:
+    """What the bare processor and a virtual one share: the registers that are real in both.
 
-    def __init__(self, state: CpuState, linear: Linear, memory: Memory) -> None:
-        self._state, self._linear, self._memory = state, linear, memory
-        self.read = linear.read
-        self.write = linear.write
+    `entry` says where a selector's descriptor lies, in whichever tables are the guest's.
+    """
 
-    @property
-    def cpl(self) -> int:
-        return self._state.cpl
-
-    @cpl.setter
-    def cpl(self, value: int) -> None:
-        raise AssertionError("CPL changes with the stack segment")
+    def __init__(self, state: CpuState, linear: Linear) -> None:
+        self._state, self._linear = state, linear
 
     @property
     def eip(self) -> int:
@@ -108,6 +101,45 @@ class BareProcessor:
     @esp.setter
     def esp(self, value: int) -> None:
         self._state.esp = value
+
+    def entry(self, selector: int) -> int | None:
+        """Linear address of a selector's descriptor; None past the table's limit, or without an LDT."""
+        raise NotImplementedError
+
+    def read(self, address: int, size: int, *, user: bool = False) -> int:
+        return self._linear.read(address, size, user=user)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self._linear.write(address, size, value)
+
+    def descriptor(self, selector: int) -> Descriptor | None:
+        entry = self.entry(selector)
+        if entry is None:
+            return None
+        return Descriptor(self.read(entry, 4), self.read(entry + 4 & 0xFFFFFFFF, 4))
+
+    def mark_accessed(self, selector: int, descriptor: Descriptor) -> None:
+        entry = self.entry(selector)
+        if entry is not None and not descriptor.high & 1 << 8:
+            self.write(entry + 5 & 0xFFFFFFFF, 1, descriptor.high >> 8 & 0xFF | 1)
+
+    def stack_segment(self) -> tuple[int, bool]:
+        return self._state.segment_base(at.SS), bool(self._state.segment_flags(at.SS) & 1 << 22)
+
+    def clear_data_segments(self) -> None:
+        for segment in (at.ES, at.DS, at.FS, at.GS):
+            self._state.load_null(segment)
+
+    def end_shadow(self) -> None:
+        self._state.inhibited = False
+
+
+class BareProcessor(RegisterProcessor):
+    """`delivery.Processor` over the CPU itself."""
+
+    @property
+    def cpl(self) -> int:
+        return self._state.cpl
 
     @property
     def eflags(self) -> int:
@@ -137,8 +169,7 @@ class BareProcessor:
         flags = self._state.segment_flags(at.TR)
         return TaskState(self._state.selector(at.TR), base, limit, flags >> 8 & 0xF)
 
-    def _entry(self, selector: int) -> int | None:
-        """Linear address of a selector's descriptor, None past the table's limit or with no LDT."""
+    def entry(self, selector: int) -> int | None:
         if selector & TABLE_INDICATOR:
             if not self._state.selector(at.LDT) & ~3:
                 return None
@@ -149,29 +180,8 @@ class BareProcessor:
             return None
         return base + (selector & ~7) & 0xFFFFFFFF
 
-    def descriptor(self, selector: int) -> Descriptor | None:
-        entry = self._entry(selector)
-        if entry is None:
-            return None
-        return Descriptor(self.read(entry, 4), self.read(entry + 4 & 0xFFFFFFFF, 4))
-
-    def mark_accessed(self, selector: int, descriptor: Descriptor) -> None:
-        entry = self._entry(selector)
-        if entry is not None and not descriptor.high & 1 << 8:
-            self.write(entry + 5 & 0xFFFFFFFF, 1, descriptor.high >> 8 & 0xFF | 1)
-
-    def stack_segment(self) -> tuple[int, bool]:
-        return self._state.segment_base(at.SS), bool(self._state.segment_flags(at.SS) & 1 << 22)
-
     def load_code(self, selector: int, descriptor: Descriptor, cpl: int) -> None:
         self._state.load_segment(at.CS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8)
 
     def load_stack(self, selector: int, descriptor: Descriptor) -> None:
         self._state.load_segment(at.SS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8)
-
-    def clear_data_segments(self) -> None:
-        for segment in (at.ES, at.DS, at.FS, at.GS):
-            self._state.load_null(segment)
-
-    def end_shadow(self) -> None:
-        self._state.inhibited = False

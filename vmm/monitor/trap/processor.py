@@ -13,44 +13,25 @@ from vmm.isa.words import IOPL_SHIFT, EFlags
 from vmm.machine.cpu import layout as at
 from vmm.machine.delivery import TaskState
 from vmm.machine.machine import Machine
+from vmm.machine.processor import RegisterProcessor
 from vmm.monitor.trap.shadow import ShadowTables, deprivileged
 from vmm.monitor.trap.vcpu import KERNEL_RING, VirtualCpu
 
 _VIRTUAL = EFlags.IF | EFlags.IOPL
 
 
-class VirtualProcessor:
+class VirtualProcessor(RegisterProcessor):
     """`delivery.Processor` for a deprivileged guest."""
 
     def __init__(self, machine: Machine, vcpu: VirtualCpu, shadow: ShadowTables) -> None:
-        self._machine, self._vcpu, self._shadow = machine, vcpu, shadow
-        self._state = machine.state
+        super().__init__(machine.state, machine.linear)
+        self._vcpu, self._shadow = vcpu, shadow
 
     @property
     def cpl(self) -> int:
         """Inferred from the real CPL: ring 1 is the guest's ring 0."""
         real = self._state.cpl
         return 0 if real == KERNEL_RING else real
-
-    @cpl.setter
-    def cpl(self, value: int) -> None:
-        raise AssertionError("CPL changes with the stack segment")
-
-    @property
-    def eip(self) -> int:
-        return self._state.eip
-
-    @eip.setter
-    def eip(self, value: int) -> None:
-        self._state.eip = value
-
-    @property
-    def esp(self) -> int:
-        return self._state.esp
-
-    @esp.setter
-    def esp(self, value: int) -> None:
-        self._state.esp = value
 
     @property
     def eflags(self) -> int:
@@ -88,7 +69,6 @@ class VirtualProcessor:
         return TaskState(tr.selector, tr.base, tr.limit, tr.type)
 
     def entry(self, selector: int) -> int | None:
-        """Linear address of a descriptor in the guest's own table; None past its limit or without an LDT."""
         vcpu = self._vcpu
         if selector & TABLE_INDICATOR:
             if not vcpu.ldtr.selector & ~RPL:
@@ -98,32 +78,15 @@ class VirtualProcessor:
             base, limit = vcpu.gdtr.base, vcpu.gdtr.limit
         return None if (selector | 7) > limit else base + (selector & ~7) & 0xFFFFFFFF
 
-    def descriptor(self, selector: int) -> Descriptor | None:
-        entry = self.entry(selector)
-        if entry is None:
-            return None
-        return Descriptor(self.read(entry, 4), self.read(entry + 4 & 0xFFFFFFFF, 4))
-
-    def mark_accessed(self, selector: int, descriptor: Descriptor) -> None:
-        entry = self.entry(selector)
-        if entry is not None and not descriptor.high & 1 << 8:
-            self.write(entry + 5 & 0xFFFFFFFF, 1, descriptor.high >> 8 & 0xFF | 1)
-
-    def read(self, address: int, size: int, *, user: bool = False) -> int:
-        return self._machine.linear.read(address, size, user=user)
-
     def write(self, address: int, size: int, value: int) -> None:
         self.about_to_write(address, size)
-        self._machine.linear.write(address, size, value)
+        super().write(address, size, value)
 
     def about_to_write(self, address: int, size: int) -> None:
         """A store of the monitor's for the guest may change the guest's descriptor tables, too."""
         locked = self._shadow.locked
         if address & 0xFFFFF000 in locked or address + size - 1 & 0xFFFFF000 in locked:
             self._shadow.unlock()
-
-    def stack_segment(self) -> tuple[int, bool]:
-        return self._state.segment_base(at.SS), bool(self._state.segment_flags(at.SS) & 1 << 22)
 
     def load_code(self, selector: int, descriptor: Descriptor, cpl: int) -> None:
         """`selector` is the guest's; its ring 0 really gets RPL 1."""
@@ -135,13 +98,6 @@ class VirtualProcessor:
     def _load(self, segment: int, selector: int, descriptor: Descriptor) -> None:
         real = deprivileged(descriptor)
         self._state.load_segment(segment, selector, real.base, real.limit, real.high | 1 << 8)
-
-    def clear_data_segments(self) -> None:
-        for segment in (at.ES, at.DS, at.FS, at.GS):
-            self._state.load_null(segment)
-
-    def end_shadow(self) -> None:
-        self._state.inhibited = False
 
 
 def _real(ring: int) -> int:
