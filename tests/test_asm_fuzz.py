@@ -120,7 +120,7 @@ def test_damaged_programs(seed: int, encoder: Encoder) -> None:
 
 
 REGISTERS = st.sampled_from(
-    "eax ecx edx ebx esp ebp esi edi ax cx bx al ah cl ds es cr0 dr7 st1 mm0 xmm0".split()
+    _words("eax ecx edx ebx esp ebp esi edi ax cx bx al ah cl ds es cr0 dr7 st1 mm0 xmm0")
 )
 NUMBERS = st.sampled_from(_words("0 1 -1 5 127 128 -128 255 256 0x7FFF 0xFFFF 0x10000 0x7FFFFFFF 0xFFFFFFFF"))
 SIZES = st.sampled_from(["", "byte ", "word ", "dword ", "qword ", "oword "])

@@ -45,7 +45,7 @@ _WAITING = {name: f"fn{name[1:]}" for name in ("fstcw", "fstsw", "fstenv", "fsav
 _X87_POPPING = {name: f"{name}p" for name in ("fadd", "fmul", "fsub", "fsubr", "fdiv", "fdivr")}
 _X87_ARITHMETIC = frozenset(_X87_POPPING)
 # Keystone would choose a size that NASM demands.
-_NEEDS_SIZE = frozenset({"push", "pop"})
+_NEEDS_SIZE = frozenset({"push", "pop", "nop"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,12 @@ class Encoder:
         prefixes = _prefix_bytes(request)
         mnemonic, operands = request.mnemonic, list(request.operands)
         _require_ranges(request)
+        if mnemonic in _NEEDS_SIZE and any(isinstance(o, Mem) and o.size is None for o in operands):
+            raise Fault(request.column, f"'{mnemonic}' needs the operation size: {mnemonic} dword [...]")
         code = forms.encode(mnemonic, operands)
         if code is not None:
             sixteen = any(isinstance(o, Mem) and o.address_size == 2 for o in operands)
             return prefixes + _ordered((b"\x67" if sixteen else b"") + code)
-        if mnemonic in _NEEDS_SIZE and any(isinstance(o, Mem) and o.size is None for o in operands):
-            raise Fault(request.column, f"'{mnemonic}' needs the operation size: {mnemonic} dword [...]")
         text, fields = _text(request)
         if text in self._failures:
             raise Fatal(request.column, self._failures[text])
@@ -147,8 +147,8 @@ def _normalised(request: Request) -> Request:
         operands = tuple(moved if o is memory[0] else o for o in operands)
         prefixes = tuple(p for p in prefixes if p not in SEGMENTS)
     if memory and "a16" in prefixes:
-        if memory[0].address_size == 4 and (memory[0].base or memory[0].index):
-            raise Fault(request.column, "a16 cannot go with 32-bit registers in the address")
+        if memory[0].address_size == 4:
+            raise Fault(request.column, "a16 cannot go with a 32-bit address")
         prefixes = tuple(p for p in prefixes if p != "a16")
     if isinstance(first, Mem) and first.distance == "near":
         operands = (replace(first, distance=""), *operands[1:])
@@ -189,8 +189,8 @@ def _require_ranges(request: Request) -> None:
             if request.mnemonic not in _WIDE_IMMEDIATES:
                 continue
             width = min(_width(request.operands) or operand.size or 4, 4)
-            if operand.size is not None and operand.size > width:
-                raise Fault(operand.column, "the number is written with a size larger than the operation's")
+            if operand.size not in (None, 1, width):
+                raise Fault(operand.column, "the number is not of the operation's size")
             if not forms.in_range(operand.value, width):
                 raise Fault(operand.column, f"{operand.value:#x} does not fit {8 * width} bits")
             if operand.size == 1 and width > 1 and not _fits_signed_byte(operand, width):

@@ -64,9 +64,13 @@ mov r16 sreg       | 66 8c /r
 mov r32 sreg       | 8c /r
 lar r32 r16        | 0f 02 /r
 lar r32 r32        | 0f 02 /r
+lar r32 m16        | 0f 02 /r
+lar r16 m16        | 66 0f 02 /r
 lar r16 r16        | 66 0f 02 /r
 lsl r32 r16        | 0f 03 /r
 lsl r32 r32        | 0f 03 /r
+lsl r32 m16        | 0f 03 /r
+lsl r16 m16        | 66 0f 03 /r
 lsl r16 r16        | 66 0f 03 /r
 sgdt m             | 0f 01 /0
 sidt m             | 0f 01 /1
@@ -74,6 +78,7 @@ lgdt m             | 0f 01 /2
 lidt m             | 0f 01 /3
 nop m32            | 0f 1f /0
 nop r32            | 0f 1f /0
+nop r16            | 66 0f 1f /0
 nop m16            | 66 0f 1f /0
 jmp far32          | ea far
 jmp far16          | 66 ea far
@@ -113,7 +118,7 @@ def _load() -> dict[str, list[Form]]:
 
 _FORMS = _load()
 # Keystone is asked for other operands of these mnemonics; for the rest of the table this is all there is.
-_SHARED = frozenset({"push", "pop", "mov", "lar", "lsl", "nop", "jmp", "call", "ret", "retf", "movsd"})
+_SHARED = frozenset({"push", "pop", "mov", "nop", "jmp", "call", "ret", "retf", "movsd"})
 _MASK = (1 << 32) - 1
 
 
