@@ -2,6 +2,10 @@
 
 import sys
 
-from vmm.cli.main import main
+try:
+    from vmm.cli.main import main
 
-sys.exit(main())
+    code = main()
+except KeyboardInterrupt:  # before there is anything that could say more
+    code = 130
+sys.exit(code)

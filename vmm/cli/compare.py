@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN_LINES = 12  # of the consoles' differences
 TAB = 4
+MOST_LINES, LONGEST_LINE = 2000, 400  # of a console, that are looked at to show differences
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -39,11 +40,21 @@ def compare(options: argparse.Namespace) -> int:
     with Interrupts(comparer.stop):
         comparison = comparer.compare(modes)
     if options.json:
-        print(json.dumps({**comparison.as_json(), "guest": options.guest}, indent=2))
+        print(json.dumps(_as_json(options.guest, comparison), indent=2))
     else:
         with page() as out:
             _show(out, options.guest, comparison)
     return status.OK if comparison.explained else status.UNEXPLAINED
+
+
+def _as_json(guest: str, comparison: Comparison) -> dict[str, object]:
+    """The comparison's own JSON; an outcome's `status` is what `run` would have ended with."""
+    modes = [run.as_json() for run in comparison.runs]
+    for shown, run in zip(modes, comparison.runs, strict=True):
+        outcome = run.result.outcome
+        code = status.of_outcome(outcome.kind, outcome.status)
+        shown["outcome"] = {"kind": outcome.kind, "status": code, "detail": outcome.detail}
+    return {"guest": guest, "modes": modes}
 
 
 def _show(out: Console, guest: str, comparison: Comparison) -> None:
@@ -117,7 +128,10 @@ def _show_consoles(out: Console, comparison: Comparison, run: ModeRun) -> None:
 
     names = (REFERENCE, run.result.mode)
     right, wrong = (
-        [printable(line.expandtabs(TAB)) for line in data.decode(errors="replace").splitlines()]
+        [
+            printable(line[:LONGEST_LINE].expandtabs(TAB))
+            for line in data.decode(errors="replace").splitlines()[:MOST_LINES]
+        ]
         for data in (comparison.reference.console, run.result.console)
     )
     width = max(map(len, names))
@@ -134,7 +148,7 @@ def _show_consoles(out: Console, comparison: Comparison, run: ModeRun) -> None:
     if len(shown) > SHOWN_LINES:
         out.print(Text(f"... and {len(shown) - SHOWN_LINES} more lines", style="dim"))
     if not shown:
-        out.print("in what is no line of text: --json shows more")
+        out.print(f"past the first {MOST_LINES} lines, or only in white space")
 
 
 def _differing_lines(right: list[str], wrong: list[str]) -> list[tuple[list[str], list[str]]]:

@@ -1,0 +1,209 @@
+"""Comparing modes: the instruction to blame is the right one, for every kind of difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.guest_expectations import EXPECTATIONS, GUESTS, Expectation
+from tests.test_cli import FLOOD, HALT, PAGING, SPIN, WILD, Cli
+from tests.test_cli import vmm as vmm
+from vmm.cli import status
+from vmm.comparison import DEFAULT_LIMIT, FIRST_STEP, Comparer, Comparison, Divergence
+from vmm.image.load import load_image
+from vmm.monitor.trap.monitor import TrapMonitor
+
+MEMORY = 16 << 20
+
+
+def compare(path: Path, max_instructions: int = DEFAULT_LIMIT) -> Comparison:
+    return Comparer(load_image(path, memory=MEMORY), max_instructions=max_instructions).compare(
+        ["native", "trap"]
+    )
+
+
+def divergence_of(folder: Path, code: bytes, max_instructions: int = DEFAULT_LIMIT) -> Divergence | None:
+    """Of a flat guest with a stack, under trap."""
+    path = folder / "guest.bin"
+    path.write_bytes(bytes.fromhex("bc00002000") + code)  # mov esp, 0x200000
+    return compare(path, max_instructions).runs[1].divergence
+
+
+# Each guest, beside its row in the expectations
+
+BLAMED = {
+    "popf": ("popf", "POPF"),
+    "pushf": ("pushf", "PUSHF"),
+    "pushcs": ("push cs", "PUSH CS, SS"),
+    "redpill": ("sgdt [stored]", "SGDT"),
+    "user": ("iret", "IRET"),
+}
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
+def test_every_guest_is_judged_rightly(expectation: Expectation) -> None:
+    """Guests that go wrong under trap do so by the instruction that they are about; the others do not differ.
+
+    `user` goes right, but for IF after the IRET to ring 3, which no exit tells a monitor.
+    """
+    image = load_image(expectation.path, memory=MEMORY, defines=expectation.defines)
+    native, trap = Comparer(image, console_input=expectation.input).compare(["native", "trap"]).runs
+    assert native.divergence is None and native.console_equal
+    assert trap.console_equal == (expectation.trap_console is None)
+    found = trap.divergence
+    if expectation.guest not in BLAMED:
+        assert found is None
+        return
+    text, row = BLAMED[expectation.guest]
+    assert found is not None and found.row is not None and found.source is not None
+    assert found.row.name == row and found.explained
+    assert found.source.text.split(";")[0].strip() == text
+    assert found.source.file == str(expectation.path)
+
+
+def test_popf_is_blamed_for_the_interrupt_flag() -> None:
+    """The first POPF of the guest should have set IF; the sentence and the data say so."""
+    found = compare(GUESTS / "popf.asm").runs[1].divergence
+    assert found is not None
+    assert found.should == "IF should have become 1; it stayed 0."
+    assert dict(found.difference.flags) == {"IF": (1, 0)}
+    assert [line.text.strip() for line in found.context] == ["pushf", "cli", "call change_words"]
+
+
+@pytest.mark.parametrize(
+    ("code", "row", "should"),
+    [
+        ("8cc8", "MOV from CS, SS", "EAX should have become 0x8; it became 0x9"),
+        ("0e", "PUSH CS, SS", "The word at 0x1ffffc should hold 0x8; it holds 0x9"),
+        ("fb 9c", None, ""),  # IF is really 1, too
+        ("9c", "PUSHF", "The word at 0x1ffffc should hold 0x2 (-); it holds 0x202 (IF)"),
+        ("6802020000 9d", "POPF", "IF should have become 1; it stayed 0"),
+        ("6802300000 9d", "POPF", "IOPL should have become 3; it stayed 0"),
+        ("31db 0f20c0 83c808 0f22c0 0f01e3", "SMSW", "EBX should have become 0x19; it became 0x39"),
+        ("0f00cb", "STR", "EBX"),
+    ],
+)  # fmt: skip
+def test_the_sentence_says_what_should_have_been(
+    tmp_path: Path, code: str, row: str | None, should: str
+) -> None:
+    """For each kind of difference: a register, memory, a flag, a field."""
+    found = divergence_of(tmp_path, bytes.fromhex(code) + b"\xf4")
+    if row is None:
+        assert found is None
+        return
+    assert found is not None and found.row is not None
+    assert found.row.name == row
+    assert should in found.should
+
+
+@pytest.mark.parametrize("before", [0, 1, FIRST_STEP - 8, FIRST_STEP, 3 * FIRST_STEP + 5, 20 * FIRST_STEP])
+def test_the_place_is_exact_however_far_it_is(tmp_path: Path, before: int) -> None:
+    """Wherever in a run the instruction stands, it and the count before it are found."""
+    turns = bytes.fromhex("b9") + (before + 1).to_bytes(4, "little") + bytes.fromhex("49 75fd")
+    found = divergence_of(tmp_path, turns + bytes.fromhex("0e") + HALT)
+    assert found is not None
+    assert found.instruction == "push cs"
+    assert found.at == 1 + 1 + 2 * (before + 1)
+
+
+def test_a_difference_that_heals_is_not_blamed(tmp_path: Path) -> None:
+    """What was overwritten before anybody saw it made no difference."""
+    healed = bytes.fromhex("0e 6a00 83c408 6a00 6a00")  # push cs; push 0; add esp, 8; push 0 twice
+    clear = bytes.fromhex("31c0 f7d8 83e800")
+    assert divergence_of(tmp_path, healed + clear + HALT) is None
+    found = divergence_of(tmp_path, healed + clear + bytes.fromhex("8cd3") + HALT)
+    assert found is not None and found.instruction == "mov ebx, ss"
+
+
+def test_no_difference_is_said_to_be_none(vmm: Cli) -> None:
+    """A guest that goes the same way everywhere gets that said."""
+    assert vmm("compare", GUESTS / "hello.asm") == 0
+    assert "No difference" in vmm.out
+
+
+@pytest.mark.parametrize("code", [SPIN, FLOOD, WILD, HALT], ids=["spins", "floods", "jumps wild", "halts"])
+def test_guests_that_misbehave_are_compared_too(tmp_path: Path, code: bytes) -> None:
+    """Endless, shut down or halted: both modes end in the same way and state."""
+    assert divergence_of(tmp_path, code, max_instructions=50_000) is None
+
+
+def test_what_a_monitor_refuses_is_not_a_bug(tmp_path: Path) -> None:
+    """Where the monitor says itself that it cannot go on, that is the explanation."""
+    found = divergence_of(tmp_path, PAGING)
+    assert found is not None and found.explained
+    assert found.instruction == "mov cr0, eax"
+    assert "paging" in found.should
+
+
+def test_a_mistake_of_a_monitor_is_called_a_bug(vmm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A privileged instruction emulated wrongly is found, and not excused by the classification."""
+    right = TrapMonitor.registers
+
+    def wrong(self: TrapMonitor) -> dict[str, int]:
+        """As if STI, the guest's first instruction, destroyed EBX."""
+        seen = right(self)
+        return seen if seen["eip"] == 0x100000 else {**seen, "ebx": 0}
+
+    monkeypatch.setattr(TrapMonitor, "registers", wrong)
+    path = vmm.guest(bytes.fromhex("fb") + HALT)
+    assert vmm("compare", path) == status.UNEXPLAINED
+    assert "> sti" in vmm.out and "EBX should have stayed 0x9e000; it became 0x0" in vmm.out
+    assert "not explained by the classification" in vmm.out
+
+
+# The command
+
+
+def test_the_demonstration_fits_on_a_screen(vmm: Cli) -> None:
+    """`vmm compare guests/popf.asm`: right on native, wrong under trap, POPF named with its rule; 80 by 40."""
+    assert vmm("compare", GUESTS / "popf.asm") == 0
+    lines = vmm.out.splitlines()
+    assert len(lines) <= 40
+    assert "native | verdict: RIGHT, POPF set and cleared the interrupt flag" in lines
+    assert any(line.startswith("trap   | verdict: WRONG") for line in lines)
+    assert any(line.startswith(">   43  popf") for line in lines)
+    assert any(line.startswith("class") and "POPF, critical" in line for line in lines)
+    assert any(line.startswith("rule") for line in lines)
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_the_comparison_as_json(vmm: Cli) -> None:
+    """The JSON has a row a mode, and for the one that diverged the instruction, its source and its row."""
+    assert vmm("compare", GUESTS / "popf.asm", "--json") == 0
+    found = json.loads(vmm.out)
+    assert found["guest"] == str(GUESTS / "popf.asm")
+    native, trap = found["modes"]
+    keys = ["mode", "outcome", "console_equal", "exits", "instructions", "seconds", "divergence"]
+    assert list(native) == list(trap) == keys
+    assert native["divergence"] is None and native["console_equal"]
+    assert not trap["console_equal"]
+    assert trap["outcome"] == {"kind": "exit", "status": 3, "detail": "isa-debug-exit"}
+    divergence = trap["divergence"]
+    assert divergence["instruction"] == "popfd" and divergence["source"]["line"] == 43
+    assert divergence["row"]["name"] == "POPF" and divergence["row"]["critical"]
+    assert divergence["difference"]["IF"] == [1, 0]
+    assert divergence["explained"]
+
+
+def test_one_mode_is_compared_with_the_bare_machine_all_the_same(vmm: Cli) -> None:
+    """--modes trap lists only trap, and its divergence from native."""
+    vmm("compare", GUESTS / "popf.asm", "--modes", "trap", "--json")
+    (trap,) = json.loads(vmm.out)["modes"]
+    assert trap["mode"] == "trap" and trap["divergence"]["row"]["name"] == "POPF"
+
+
+def test_consoles_of_different_length_are_compared(vmm: Cli) -> None:
+    """Lines that only one mode printed are shown with its name."""
+    # Prints "A\n" if it is in ring 0, and then "B\n" always.
+    code = "8cc8 a803 7508 b041 e6e9 b00a e6e9 b042 e6e9 b00a e6e9"
+    assert vmm("compare", vmm.guest(bytes.fromhex(code) + HALT)) == 0
+    assert "native | A" in vmm.out and "trap   | A" not in vmm.out and "| B" not in vmm.out
+
+
+def test_a_console_cannot_steer_the_terminal(vmm: Cli) -> None:
+    """Control characters of the guest's are not passed on by `compare`."""
+    code = "8cc8 0430 e6e9 b01b e6e9 b05b e6e9 b00a e6e9"
+    vmm("compare", vmm.guest(bytes.fromhex(code) + HALT))
+    assert "\x1b" not in vmm.out and "native | 8\N{REPLACEMENT CHARACTER}[" in vmm.out
