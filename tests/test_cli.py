@@ -354,3 +354,19 @@ def test_what_build_writes_runs_as_its_source_does(vmm: Cli) -> None:
     assert vmm("build", GUESTS / "shutdown.asm", "-o", elf, "-D", "VALUE=9") == 0
     assert vmm("run", elf) == 19
     assert vmm.out == "shutdown: by isa-debug-exit with 9\n"
+
+
+def test_help_names_every_mode(capfd: pytest.CaptureFixture[str]) -> None:
+    """`run --help` tells of each mode that there is."""
+    with pytest.raises(SystemExit) as left:
+        main(["run", "--help"])
+    assert left.value.code == 0
+    words = re.findall(r"\w+", capfd.readouterr().out)
+    assert set(MODES) <= set(words)
+
+
+def test_version_is_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """`--version` prints the name and a number."""
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert re.fullmatch(r"vmm \S.*\n", capfd.readouterr().out)
