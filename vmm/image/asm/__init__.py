@@ -12,38 +12,20 @@ for warnings, and a silent truncation is the kind of mistake that it exists to k
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import ImageError
 from vmm.image.asm.encoder import Encoder
 from vmm.image.asm.engine import Keystone
-from vmm.image.asm.layout import Layout, SourceLine
+from vmm.image.asm.layout import Layout
 from vmm.image.asm.preprocessor import Preprocessor
+from vmm.image.asm.result import Assembly, SourceLine
 from vmm.image.asm.source import Limits, Line, Sources
 from vmm.image.asm.statements import StatementParser
 
 __all__ = ["Assembly", "Encoder", "Keystone", "Limits", "SourceLine", "assemble", "assemble_text"]
 
 ORIGIN = 0x100000  # where multiboot guests are loaded
-
-
-@dataclass(frozen=True)
-class Assembly:
-    """An assembled guest.
-
-    `data` is what lies at `origin` and above: .text, .data and .rodata, each aligned as `nasm -f bin` does;
-    `bss` is the address and size of the zeroed room after it. `entry` is the label `start` or `_start`, or
-    else the origin. `symbols` has labels (local ones as `parent.name`) and equs. `lines` is the listing, in
-    source order.
-    """
-
-    origin: int
-    entry: int
-    data: bytes
-    bss: tuple[int, int]
-    symbols: dict[str, int]
-    lines: tuple[SourceLine, ...]
 
 
 def assemble(path: Path, defines: Mapping[str, str] = {}) -> Assembly:

@@ -9,12 +9,16 @@ Protocol, one line each: a batch of texts, ended by an empty line; then for each
 code in hexadecimal, or `!` and Keystone's error number. End of input ends the process.
 """
 
+import resource
 import sys
 from typing import Any
+
+CPU_SECONDS = 600  # ends a hang that nobody is left to kill, the assembler's own process having died
 
 
 def serve(folder: str) -> None:
     """Answer batches from stdin on stdout until stdin ends."""
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     sys.path.append(folder)
     import keystone
 
