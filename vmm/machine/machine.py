@@ -21,7 +21,7 @@ from vmm.events import Event, ExitTable, Listener
 from vmm.isa.decode import Instruction, decode
 from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector, name
 from vmm.isa.words import DR6, EFlags
-from vmm.machine import sites
+from vmm.machine import loops, sites
 from vmm.machine.alarm import Alarm
 from vmm.machine.bus import PortBus
 from vmm.machine.clock import Clock, HostClock, InstructionClock
@@ -228,7 +228,9 @@ class Machine:
                 self.end(Outcome("timeout" if reason == "timeout" else "interrupted", 0, reason))
         if state.outcome is not None:
             return
-        while self.retired() < limit:  # a delivery counts, so it may be what reaches the limit or the deadline
+        while (
+            self.retired() < limit
+        ):  # a delivery counts, so it may be what reaches the limit or the deadline
             deadline = self.devices.deadline()
             if state.fault is not None:
                 fault, state.fault = state.fault, None
@@ -362,7 +364,11 @@ class Machine:
         reason = f"instruction {instruction.mnemonic}"
         stepping = self.state.system_flags & EFlags.TF
         try:
-            self.control.execute(instruction)
+            if instruction.opcode in sites.LOOPS:
+                loops.execute(self.state, instruction)
+                self.retire()
+            else:
+                self.control.execute(instruction)
         except (Fault, PageFault) as fault:
             self.run_state.fault = fault
             return reason
@@ -471,7 +477,9 @@ class Machine:
     def on_site(self, address: int) -> bool:
         code = self.linear.code(address, 15)
         instruction = decode(code, address)
-        return sites.is_site(instruction, code) and (instruction is None or self.control.wants(instruction))
+        if not sites.is_site(instruction, code):
+            return False
+        return instruction is None or instruction.opcode in sites.LOOPS or self.control.wants(instruction)
 
 
 def _exit_name(vector: int, software: bool) -> str:

@@ -2,7 +2,8 @@
 
 The engine has no hook for these, and its own way with them is not a processor's: INS writes a zero to memory
 before it asks for the port; MOV to CR0 and CR4 takes any value; a breakpoint set in DR7 hangs the process;
-any MSR may be read and written; INT1 is unknown; LOCK is ignored where it must raise #UD. Each newly translated
+any MSR may be read and written; INT1 is unknown; LOOPE and LOOPNE lose the flags; LOCK is ignored where it must
+raise #UD. Each newly translated
 block is searched for them, cheaply,
 and the engine then stops just before each one that was found.
 """
@@ -14,9 +15,10 @@ import re
 from vmm.isa.decode import Instruction, decode
 
 # By the key of the decoder. MOV to CR3 is left to the engine, which does it right and often.
-KEYS = frozenset(("6C", "6D", "6E", "6F", "F1", "0F21", "0F22", "0F23", "0F30", "0F32"))
+KEYS = frozenset(("6C", "6D", "6E", "6F", "E0", "E1", "F1", "0F21", "0F22", "0F23", "0F30", "0F32"))
 STRING_PORT = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
-PATTERNS = re.compile(rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x21-\x23\x30\x32]")
+LOOPS = frozenset((0xE0, 0xE1))  # where one stands, the block ends
+PATTERNS = re.compile(rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x21-\x23\x30\x32]|[\xe0\xe1].\Z", re.DOTALL)
 _PREFIXES = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*")
 _LOCK = 0xF0
 _CR3 = 3
@@ -44,7 +46,9 @@ def find(code: bytes, address: int) -> tuple[int, ...]:
         if instruction is None:
             # Not an instruction to the decoder, but perhaps to the engine: from here on, every place where one
             # could begin. A hook where none begins does nothing.
-            found += (address + i & 0xFFFFFFFF for i in range(at, len(code)) if PATTERNS.search(code[i : i + 15]))
+            found += (
+                address + i & 0xFFFFFFFF for i in range(at, len(code)) if PATTERNS.search(code[i : i + 15])
+            )
             break
         at += instruction.size
     return tuple(found)

@@ -13,7 +13,9 @@ The *meter* is the memory that the code and Python share:
 
     0   i64  budget        instructions that may still be started; a block that does not fit stops the CPU
     8   u32  poll          stop where EFLAGS has one of these bits: IF for "an interrupt is pending",
-                           bit 1 (always one) for "stop now"; not in an interrupt shadow
+                           bit 1 (always one) for "stop now"; not in an interrupt shadow. RF is always
+                           among them: it is not a reason to stop, but over with the next instruction, and
+                           the engine would leave it set for the rest of the block, for PUSHF to see
     12  u32  stopped       set by the code when it stops the CPU
     16  u64  last          address of the table entry of the block that was charged last
     32  u64  registers     address of the CPU's register file (written by `capture`)
@@ -29,6 +31,7 @@ import mmap
 import platform
 import struct
 
+from vmm.isa.words import EFlags
 from vmm.machine.cpu import layout as at
 
 ENTRIES = 1 << 14
@@ -36,6 +39,7 @@ ENTRY_SIZE = 16
 BUDGET, POLL, STOPPED, LAST, REGISTERS, TABLE = 0, 8, 12, 16, 32, 64
 METER_SIZE = TABLE + ENTRIES * ENTRY_SIZE
 STOP_NOW = 1 << 1
+RESUMED = int(EFlags.RF)
 ENTRY = struct.Struct("<QIHH")
 
 
@@ -105,18 +109,28 @@ def block_code(stop: int, miss: int) -> bytes:
     a.emit("448b4108")  # mov r8d, [rcx+POLL]
     a.emit("448585", _displacement(at.EFLAGS))  # test [rbp+EFLAGS], r8d
     a.branch(0x75, "poll")
-    a.label("charge")
     a.emit("410fb7410e")  # movzx eax, word [r9+14]
     a.emit("482901")  # sub [rcx], rax
     a.branch(0x78, "exhausted")
     a.emit("4c894910")  # mov [rcx+LAST], r9
     a.emit("c3")
-    a.label("exhausted")
-    a.emit("480101")  # add [rcx], rax
-    a.branch(0xEB, "stop")
     a.label("poll")
     a.emit("f685", _displacement(at.HFLAGS), bytes([at.HF_INHIBIT_IRQ]))  # test byte [rbp+HFLAGS], shadow
     a.branch(0x75, "charge")
+    a.emit("4181e0", struct.pack("<I", 0xFFFFFFFF & ~RESUMED))  # and r8d, ~RF
+    a.emit("448585", _displacement(at.EFLAGS))  # test [rbp+EFLAGS], r8d
+    a.branch(0x75, "stop")
+    a.label("charge")
+    a.emit("410fb7410e")  # movzx eax, word [r9+14]
+    a.emit("482901")  # sub [rcx], rax
+    a.branch(0x78, "exhausted")
+    a.emit("4c894910")  # mov [rcx+LAST], r9
+    a.emit(
+        "81a5", _displacement(at.EFLAGS), struct.pack("<I", 0xFFFFFFFF & ~RESUMED)
+    )  # and dword [rbp+EFLAGS], ~RF
+    a.emit("c3")
+    a.label("exhausted")
+    a.emit("480101")  # add [rcx], rax
     a.label("stop")
     a.emit("c7410c01000000")  # mov dword [rcx+STOPPED], 1
     a.emit("48b8", _quad(stop), b"\xff\xe0")  # mov rax, stop; jmp rax
@@ -155,6 +169,7 @@ class Meter:
         self.quads = view.cast("q")
         self.words = view.cast("I")
         self.halves = view.cast("H")
+        self.poll = 0
 
     @property
     def budget(self) -> int:
@@ -166,11 +181,12 @@ class Meter:
 
     @property
     def poll(self) -> int:
-        return self.words[POLL // 4]
+        """The flags to stop at."""
+        return self.words[POLL // 4] & ~RESUMED
 
     @poll.setter
     def poll(self, value: int) -> None:
-        self.words[POLL // 4] = value
+        self.words[POLL // 4] = value | RESUMED
 
     def take_stopped(self) -> bool:
         """Whether the code stopped the CPU since the last call."""
