@@ -295,6 +295,10 @@ class Machine:
         """HLT: sleep until a device interrupts; where nothing can, the guest has ended."""
         self.retirement.at_boundary()
         self.emit("hlt")
+        if self.state.system_flags & EFlags.TF and self.run_state.fault is None:
+            self._single_step()  # the engine leaves the trap out
+        if self.run_state.fault is not None:
+            return "hlt"  # a trap wakes the processor at once
         if not self.control.can_wake():
             self.end(Outcome("halt", 0, "halted with interrupts off"))
             return "hlt"
@@ -383,8 +387,11 @@ class Machine:
         self.state.set_system_flags(EFlags.RF)
         self.state.inhibited = inhibit
         if stepping:
-            self.state.set_word(at.DR6, self.state.word(at.DR6) | DR6.BS)
-            self._trap()
+            self._single_step()
+
+    def _single_step(self) -> None:
+        self.state.set_word(at.DR6, self.state.word(at.DR6) | DR6.BS)
+        self._trap()
 
     def _trap(self) -> None:
         """#DB after an instruction: delivered by the loop, because there may be no budget left for it."""

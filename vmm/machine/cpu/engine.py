@@ -319,6 +319,7 @@ class Engine:
         self.state.prepare_flags()
         while True:
             if self._new_sites:
+                self.state.load()
                 self._place_sites()
             self._requested = False
             self._refused = None

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
-from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
+from vmm.isa.descriptors import RPL, Descriptor, SystemType
 from vmm.isa.vectors import Vector
 from vmm.isa.words import CR0, CR4, DR7, EFlags
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import ECX, EDX
 from vmm.machine.delivery import Fault
 from vmm.machine.machine import Machine
+from vmm.machine.processor import system_descriptor, take_task_state
 from vmm.monitor.trap.processor import VirtualProcessor
 from vmm.monitor.trap.shadow import ShadowTables
 from vmm.monitor.trap.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
@@ -130,33 +131,15 @@ def _lldt(m: Machinery, i: Instruction) -> None:
     if not selector & ~RPL:
         m.vcpu.ldtr = SystemSegment(selector)
     else:
-        d = _system_descriptor(m, selector, (SystemType.LDT,))
+        d = system_descriptor(m.processor, selector, (SystemType.LDT,))
         m.vcpu.ldtr = SystemSegment(selector, d.base, d.limit, d.type)
     m.shadow.copy()
 
 
 def _ltr(m: Machinery, i: Instruction) -> None:
     selector = m.operand16(i)
-    if not selector & ~RPL:
-        raise Fault(Vector.GP)
-    d = _system_descriptor(m, selector, (SystemType.TSS16_AVAILABLE, SystemType.TSS32_AVAILABLE))
-    entry = m.processor.entry(selector)
-    assert entry is not None
-    m.processor.write(entry + 5 & 0xFFFFFFFF, 1, d.high >> 8 & 0xFF | 2)  # busy
+    d = take_task_state(m.processor, selector)
     m.vcpu.tr = SystemSegment(selector, d.base, d.limit, d.type | 2)
-
-
-def _system_descriptor(m: Machinery, selector: int, types: tuple[int, ...]) -> Descriptor:
-    """The GDT descriptor that LLDT or LTR names, checked."""
-    error = selector & ~RPL
-    if selector & TABLE_INDICATOR:
-        raise Fault(Vector.GP, error)
-    d = m.processor.descriptor(selector)
-    if d is None or not d.is_system or d.type not in types:
-        raise Fault(Vector.GP, error)
-    if not d.present:
-        raise Fault(Vector.NP, error)
-    return d
 
 
 def _lmsw(m: Machinery, i: Instruction) -> None:
@@ -365,11 +348,13 @@ class _Reflect(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """`iopl`: governed by IOPL instead of CPL 0. `shadows`: starts an interrupt shadow."""
+    """`iopl`: governed by IOPL instead of CPL 0. `shadows`: starts an interrupt shadow; `hides_trap`: which
+    suppresses the single-step trap, too (SDM volume 2B, MOV)."""
 
     handler: Handler
     iopl: bool = False
     shadows: bool = False
+    hides_trap: bool = False
 
 
 ROWS: dict[str, Row] = {
@@ -393,8 +378,8 @@ ROWS: dict[str, Row] = {
     "0F31": Row(_rdtsc),
     "0F32": Row(_rdmsr),
     "0F35": Row(_sysexit),
-    "8E/2": Row(_mov_ss, shadows=True),
-    "17": Row(_pop_ss, shadows=True),
+    "8E/2": Row(_mov_ss, shadows=True, hides_trap=True),
+    "17": Row(_pop_ss, shadows=True, hides_trap=True),
     "0FB2": Row(_lss),
     "CF": Row(_iret),
     "CA": Row(_retf),
@@ -420,7 +405,7 @@ def emulate(m: Machinery, instruction: Instruction, row: Row) -> bool:
     if instruction.lock:
         raise Fault(Vector.UD)
     shadowed = words[_HFLAGS] & at.HF_INHIBIT_IRQ
-    stepping = words[_EFLAGS] & EFlags.TF
+    stepping = 0 if row.hides_trap else words[_EFLAGS] & EFlags.TF
     eip = words[_EIP]
     try:
         moved = row.handler(m, instruction)
