@@ -150,6 +150,8 @@ class VirtualMachine:
         finally:
             if timer is not None:
                 timer.cancel()
+                timer.join()
+                self.machine.run_state.poke = ""  # one that came too late must not end the next run
         seconds = time.perf_counter() - started
         return Result(
             self.mode.name,

@@ -22,7 +22,7 @@ from vmm.machine.cpu.engine import FETCH, WRITE
 from vmm.machine.delivery import Fault, Kind
 from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
-from vmm.machine.processor import BareProcessor
+from vmm.machine.processor import BareProcessor, take_task_state
 from vmm.machine.sites import STRING_PORT
 from vmm.machine.strings import StringPort
 
@@ -59,9 +59,9 @@ class Bare:
     def exception(self, vector: int, error_code: int, software: bool) -> None:
         self._must_be_protected(name(vector))
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
+        delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
         if not software:
             self.machine.retire()  # a delivery takes time; that of INT n is the instruction's
-        delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
 
     def fault(self, fault: Fault | PageFault) -> None:
         if isinstance(fault, PageFault):
@@ -72,8 +72,8 @@ class Bare:
 
     def interrupt(self, vector: int) -> None:
         self._must_be_protected(f"interrupt {vector:#x}")
-        self.machine.retire()
         delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
+        self.machine.retire()
 
     def _must_be_protected(self, what: str) -> None:
         if not self.state.cr0 & CR0.PE:
@@ -184,6 +184,8 @@ class Bare:
                 self.state.eip = before + size
                 self.machine.retire()
                 raise Fault(Vector.DB)
+            case 0x0F00:
+                self._load_task_register(instruction)
             case 0x0F22:
                 self._move_to_cr(instruction.reg, self.state.get(instruction.rm))
             case 0x0F21 | 0x0F23:
@@ -197,6 +199,17 @@ class Bare:
                 self.state.set(2, value >> 32)
         self.state.eip = before + size
         self.machine.retire()
+
+    def _load_task_register(self, instruction: Instruction) -> None:
+        """LTR. The hidden type stays "available": the engine aborts over any other."""
+        if instruction.memory is None:
+            selector = self.state.get(instruction.rm) & 0xFFFF
+        else:
+            registers = [self.state.get(i) for i in range(8)]
+            base = self.state.segment_base(instruction.memory.segment)
+            selector = self.processor.read(instruction.memory.offset(registers) + base & 0xFFFFFFFF, 2)
+        d = take_task_state(self.processor, selector)
+        self.state.load_segment(at.TR, selector, d.base, d.limit, d.high)
 
     def _move_to_cr(self, register: int, value: int) -> None:
         s = self.state

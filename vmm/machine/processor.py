@@ -6,11 +6,12 @@ the guest's own page tables in force.
 
 from __future__ import annotations
 
-from vmm.isa.descriptors import TABLE_INDICATOR, Descriptor
+from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
+from vmm.isa.vectors import Vector
 from vmm.isa.words import CR0
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
-from vmm.machine.delivery import TaskState
+from vmm.machine.delivery import Fault, TaskState
 from vmm.machine.memory import EXTENDED_START, Memory
 from vmm.machine.paging import PageFault, Translation, walk
 
@@ -104,7 +105,7 @@ class RegisterProcessor:
 
     def entry(self, selector: int) -> int | None:
         """Linear address of a selector's descriptor; None past the table's limit, or without an LDT."""
-        raise NotImplementedError
+        raise AssertionError("a processor knows where its tables are")
 
     def read(self, address: int, size: int, *, user: bool = False) -> int:
         return self._linear.read(address, size, user=user)
@@ -185,3 +186,27 @@ class BareProcessor(RegisterProcessor):
 
     def load_stack(self, selector: int, descriptor: Descriptor) -> None:
         self._state.load_segment(at.SS, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8)
+
+
+def system_descriptor(p: RegisterProcessor, selector: int, types: tuple[int, ...]) -> Descriptor:
+    """The GDT descriptor that LLDT or LTR names, checked as the manual has it; raises `Fault`."""
+    error = selector & ~RPL
+    if selector & TABLE_INDICATOR:
+        raise Fault(Vector.GP, error)
+    d = p.descriptor(selector)
+    if d is None or not d.is_system or d.type not in types:
+        raise Fault(Vector.GP, error)
+    if not d.present:
+        raise Fault(Vector.NP, error)
+    return d
+
+
+def take_task_state(p: RegisterProcessor, selector: int) -> Descriptor:
+    """LTR's checks, and the busy bit it sets in memory; the descriptor as it was. Raises `Fault`."""
+    if not selector & ~RPL:
+        raise Fault(Vector.GP)
+    d = system_descriptor(p, selector, (SystemType.TSS16_AVAILABLE, SystemType.TSS32_AVAILABLE))
+    entry = p.entry(selector)
+    assert entry is not None
+    p.write(entry + 5 & 0xFFFFFFFF, 1, d.high >> 8 & 0xFF | 2)
+    return d

@@ -15,10 +15,10 @@ import re
 from vmm.isa.decode import Instruction, decode
 
 # By the key of the decoder. MOV to CR3 is left to the engine, which does it right and often.
-KEYS = frozenset(("6C", "6D", "6E", "6F", "E0", "E1", "F1", "0F21", "0F22", "0F23", "0F30", "0F32"))
+KEYS = frozenset(("6C", "6D", "6E", "6F", "E0", "E1", "F1", "0F21", "0F22", "0F23", "0F30", "0F32", "0F00/3"))
 STRING_PORT = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
 LOOPS = frozenset((0xE0, 0xE1))  # where one stands, the block ends
-PATTERNS = re.compile(rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x21-\x23\x30\x32]|[\xe0\xe1].\Z", re.DOTALL)
+PATTERNS = re.compile(rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x00\x21-\x23\x30\x32]|[\xe0\xe1].\Z", re.DOTALL)
 _PREFIXES = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*")
 _LOCK = 0xF0
 _CR3 = 3

@@ -84,8 +84,8 @@ class TrapMonitor:
         return self.vcpu.interrupts
 
     def interrupt(self, vector: int) -> None:
-        self.machine.retire()
         delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
+        self.machine.retire()
 
     # Exceptions
 
@@ -100,9 +100,9 @@ class TrapMonitor:
                 self.hidden_faults += 1
                 return "hidden fault: stale descriptor"
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
+        delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
         if not software:
             self.machine.retire()  # a delivery takes time; that of INT n is the instruction's
-        delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
         return None
 
     def _emulated(self) -> str | None:
@@ -139,8 +139,8 @@ class TrapMonitor:
             vector, error_code = int(Vector.PF), fault.code
         else:
             vector, error_code = fault.vector, fault.error_code
-        self.machine.retire()
         delivery.deliver(self.processor, vector, error_code, Kind.EXCEPTION)
+        self.machine.retire()
 
     # Memory: the guest has no paging, so linear addresses are physical ones, but for the monitor's pages
 
