@@ -76,7 +76,8 @@ class Console:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. `instructions` are retired ones; `seconds` is wall time inside the run.
+    """What a run came to. `instructions` are retired ones, if they were `counted` (the host clock without a
+    bound lets the CPU run uncounted while interrupts are off); `seconds` is wall time inside the run.
 
     `memory` is the machine's own: it changes if the guest goes on.
     """
@@ -88,6 +89,7 @@ class Result:
     exits: ExitTable
     console: bytes
     registers: dict[str, int]
+    counted: bool
     memory: memoryview = field(repr=False, compare=False)
 
     @cached_property
@@ -146,7 +148,7 @@ class VirtualMachine:
             timer.start()
         started = time.perf_counter()
         try:
-            outcome = self.machine.run(max_instructions)
+            outcome = self.machine.run(max_instructions, free=timeout is None)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -161,5 +163,6 @@ class VirtualMachine:
             self.machine.exits,
             bytes(self.console.kept),
             self.control.registers(),
+            self.machine.run_state.counted,
             self.machine.memory.bytes,
         )

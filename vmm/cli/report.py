@@ -23,7 +23,7 @@ def as_json(
         "mode": result.mode,
         "clock": options.clock,
         "outcome": {"kind": outcome.kind, "status": code, "detail": outcome.detail},
-        "instructions": result.instructions,
+        "instructions": result.instructions if result.counted else None,
         "seconds": result.seconds,
         "start_seconds": start_seconds,
         "exits": {

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     with Interrupts(lambda: vm.poke("interrupted"), screen.stop_progress):
         started = time.monotonic()
         screen.start_progress(
-            lambda: f"{vm.instructions():,} instructions, {time.monotonic() - started:.0f} s"
+            lambda: _progress(vm, time.monotonic() - started)
         )
         start_seconds = process_age()
         try:
@@ -125,5 +125,13 @@ def _tell(guest: str, result: Result, code: int, screen: Screen, written: int) -
         end = f"exit by {outcome.detail}"
     if written > CONSOLE_LIMIT:
         say(f"the first {CONSOLE_LIMIT >> 20}M of {written} bytes of console are kept for the report")
-    took = f"{result.instructions:,} instructions in {result.seconds:.3f} s"
+    took = f"{result.seconds:.3f} s"
+    if result.counted:
+        took = f"{result.instructions:,} instructions in {took}"
     say(f"{guest}, {result.mode}: {end}; status {code}; {took}")
+
+
+def _progress(vm: VirtualMachine, seconds: float) -> str:
+    if not vm.machine.run_state.counted:
+        return f"{seconds:.0f} s"
+    return f"{vm.instructions():,} instructions, {seconds:.0f} s"

@@ -43,6 +43,8 @@ _FLAT_CODE, _FLAT_STACK = 0x00CF9B00, 0x00CF9300  # second descriptor words, DPL
 class Bare:
     """`Control` as the manual has it."""
 
+    interrupts_rise_silently = True
+
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.state = machine.state

@@ -15,6 +15,9 @@ from vmm.machine.paging import PageFault
 
 
 class Control(Protocol):
+    interrupts_rise_silently: bool
+    """Whether the guest can switch interrupts on without an exit: STI, POPF, IRET in its own ring."""
+
     @property
     def poll(self) -> int:
         """With an interrupt pending: the EFLAGS bits (or `stub.STOP_NOW`) that make it deliverable."""

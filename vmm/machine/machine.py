@@ -64,6 +64,8 @@ class Run:
     fault: Fault | PageFault | None = None  # to be raised at the instruction where the machine stands
     step: bool = False  # the next block is more than the deadline allows
     active: bool = False  # inside `run`
+    free: bool = False  # no block is counted
+    counted: bool = True  # every instruction until now was
     halted: bool = False  # an emulated HLT: the loop sleeps
     poke: str = ""  # why somebody outside asked to stop
     listeners: list[Listener] = field(default_factory=list)
@@ -153,6 +155,8 @@ class Machine:
         state.poke = reason
         while state.poke == reason and state.active:
             self.engine.meter.poll = stub.STOP_NOW
+            if state.free:
+                self.engine.abandon()
             time.sleep(0.001)
 
     def emit(self, kind: str, detail: str = "", **data: int | str) -> None:
@@ -185,12 +189,20 @@ class Machine:
 
     # The loop
 
-    def run(self, max_instructions: int | None = None) -> Outcome:
-        """Run until the guest ends, or `max_instructions` have retired in all, or somebody pokes."""
+    def run(self, max_instructions: int | None = None, *, free: bool = False) -> Outcome:
+        """Run until the guest ends, or `max_instructions` have retired in all, or somebody pokes.
+
+        `free` lets the CPU run uncounted, at its own speed, for as long as interrupts are off, where time is the
+        host's and nothing needs the count: no limit, no listeners. A run that is poked meanwhile ends, and
+        cannot be gone on with.
+        """
         limit = FOREVER if max_instructions is None else max_instructions
         state = self.run_state
         state.outcome = None
         state.active = True
+        state.free = free and not self.clock.exact and limit == FOREVER and not state.listeners
+        state.counted = state.counted and not state.free
+        self.engine.count_blocks(not state.free)
         if not self.clock.exact:
             self._alarm = Alarm(lambda: self.poke("tick"))
         try:
@@ -257,9 +269,14 @@ class Machine:
                 self.set_alarm(deadline)
         self.retirement.arm(instructions)
 
+    def _count_from_here(self) -> None:
+        """Interrupts are on, or may soon be: the CPU must be stopped for them."""
+        self.run_state.free = False
+        self.engine.count_blocks(True)
+
     def set_alarm(self, deadline: int) -> None:
         """Host clock: have the CPU stopped when guest time reaches `deadline`."""
-        if self._alarm is not None:
+        if self._alarm is not None and not self.run_state.free:
             self._alarm.set((deadline - self.now()) / 1e9)
 
     def take_interrupt(self) -> None:
@@ -358,9 +375,12 @@ class Machine:
         return address & ~0xFFF != eip & ~0xFFF and not self.state.inhibited
 
     def _after_site(self) -> str:
-        """An instruction that the machine executes itself."""
+        """An instruction that the machine executes itself, or with which counting must begin."""
         self.retirement.settle()
         instruction = self.decode_here()
+        if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
+            self._count_from_here()
+            return ""
         if instruction is None:
             self.run_state.fault = Fault(Vector.UD)
             return "exception #UD"
@@ -440,7 +460,8 @@ class Machine:
         assert self._control is not None
         reason = self._control.exception(vector, error_code, software) or _exit_name(vector, software)
         # Leave the engine if the loop has something to do before the next instruction.
-        if self.run_state.outcome is not None or self.run_state.halted:
+        state = self.run_state
+        if state.outcome is not None or state.halted or (state.free and self._control.can_wake()):
             self.engine.stop()
         elif self.interrupt_pending and not self.run_state.poke:
             poll = self._control.poll
@@ -479,13 +500,16 @@ class Machine:
         self.exits.add("SYSENTER", time.perf_counter_ns() - started)
 
     def on_translated(self, address: int, size: int) -> tuple[int, ...]:
-        return sites.find(self.linear.code(address & 0xFFFFFFFF, size), address & 0xFFFFFFFF)
+        linear = address & 0xFFFFFFFF
+        return sites.find(self.linear.code(linear, size), linear, self.run_state.free)
 
     def on_site(self, address: int) -> bool:
         code = self.linear.code(address, 15)
         instruction = decode(code, address)
-        if not sites.is_site(instruction, code):
+        if not sites.is_site(instruction, code, self.run_state.free):
             return False
+        if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
+            return self.run_state.free and self.control.interrupts_rise_silently
         return instruction is None or instruction.opcode in sites.LOOPS or self.control.wants(instruction)
 
 

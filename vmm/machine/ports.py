@@ -35,6 +35,8 @@ class PortExits:
         try:
             if not self._allowed(port, size):
                 return 0
+            if m.run_state.free:
+                m.devices.tick()  # nothing has stopped the CPU when a line was due to move
             value = m.bus.read(port, size)
             if m.run_state.listeners:
                 m.emit("in", f"{port:#x}", port=port, size=size, value=value)

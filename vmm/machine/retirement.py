@@ -80,6 +80,9 @@ class Retirement:
         """
         start, size = self._software_block
         eip = self._state.linear_eip
+        if not size:  # blocks are not counted: INT n has two bytes, the others one (prefixes do nothing to them)
+            self._state.eip -= 2 if self._linear.code(eip - 2 & 0xFFFFFFFF, 1) == b"\xcd" else 1
+            return
         at_offset, before, code = 0, 0, self._linear.code(start, size)
         while at_offset < len(code) and start + at_offset != eip:
             instruction = decode(code[at_offset : at_offset + 15], 0)

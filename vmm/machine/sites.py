@@ -3,9 +3,8 @@
 The engine has no hook for these, and its own way with them is not a processor's: INS writes a zero to memory
 before it asks for the port; MOV to CR0 and CR4 takes any value; a breakpoint set in DR7 hangs the process;
 any MSR may be read and written; INT1 is unknown; LOOPE and LOOPNE lose the flags; LOCK is ignored where it must
-raise #UD. Each newly translated
-block is searched for them, cheaply,
-and the engine then stops just before each one that was found.
+raise #UD. Each newly translated block is searched for them, cheaply, and the engine then stops just before each
+one that was found.
 """
 
 from __future__ import annotations
@@ -24,30 +23,41 @@ _LOCK = 0xF0
 _CR3 = 3
 
 
-def is_site(instruction: Instruction | None, code: bytes) -> bool:
-    """Whether the instruction that `code` starts with is one; `None` if it is not a valid instruction."""
+# What may switch interrupts on without an exit: sites only while nothing counts blocks (`Machine.run`).
+INTERRUPT_FLAG = frozenset((0x9D, 0xCF, 0xFB))
+_WIDER = re.compile(PATTERNS.pattern + rb"|[\x9d\xcf\xfb]", re.DOTALL)
+
+
+def is_site(instruction: Instruction | None, code: bytes, wider: bool = False) -> bool:
+    """Whether the instruction that `code` starts with is one; `None` if it is not a valid instruction.
+
+    `wider` includes `INTERRUPT_FLAG`.
+    """
     if instruction is None:
         prefixes = _PREFIXES.match(code)
         return prefixes is not None and _LOCK in prefixes[0]
     if instruction.opcode == 0x0F22:
         return instruction.reg != _CR3
+    if wider and instruction.opcode in INTERRUPT_FLAG:
+        return True
     return instruction.key in KEYS
 
 
-def find(code: bytes, address: int) -> tuple[int, ...]:
+def find(code: bytes, address: int, wider: bool = False) -> tuple[int, ...]:
     """Linear addresses of such instructions in a block of straight-line code."""
-    if not PATTERNS.search(code):
+    patterns = _WIDER if wider else PATTERNS
+    if not patterns.search(code):
         return ()
     found, at = [], 0
     while at < len(code):
         instruction = decode(code[at : at + 15], 0)
-        if is_site(instruction, code[at:]):
+        if is_site(instruction, code[at:], wider):
             found.append(address + at & 0xFFFFFFFF)
         if instruction is None:
             # Not an instruction to the decoder, but perhaps to the engine: from here on, every place where one
             # could begin. A hook where none begins does nothing.
             found += (
-                address + i & 0xFFFFFFFF for i in range(at, len(code)) if PATTERNS.search(code[i : i + 15])
+                address + i & 0xFFFFFFFF for i in range(at, len(code)) if patterns.search(code[i : i + 15])
             )
             break
         at += instruction.size

@@ -121,6 +121,7 @@ class Engine:
         self._site_stop = False
         self._dropping: int | None = None
         self._translated = (0, 0, 0)
+        self._block_hook: ctypes.c_size_t | None = None
         self._sites: dict[int, ctypes.c_size_t] = {}
         self._new_sites: list[tuple[int, int, int]] = []
         self._keep: list[object] = []
@@ -252,11 +253,34 @@ class Engine:
             self._keep.append(page)
             stop = ctypes.cast(uclib.uc_emu_stop, _VOID_P).value or 0
             code = stub.block_code(stop, ctypes.cast(on_block, _VOID_P).value or 0)
-            self._hook(U.UC_HOOK_BLOCK, _VOID_P(page.add(code)), self.meter.address)
+            self._block_callback: object = _VOID_P(page.add(code))
         else:
-            plain = _ON_CODE(guard(self._on_block_in_python))
-            self._hook(U.UC_HOOK_BLOCK, plain)
+            self._block_callback = _ON_CODE(guard(self._on_block_in_python))
+        self.count_blocks(True)
         self._on_site_callback = _ON_CODE(guard(self._on_site))
+
+    def count_blocks(self, on: bool) -> None:
+        """Whether each block is counted, and may stop the CPU; between runs only.
+
+        Off, the CPU runs at its own speed, and nothing but an exit stops it.
+        """
+        if on == (self._block_hook is not None):
+            return
+        if on:
+            self._block_hook = self._hook(U.UC_HOOK_BLOCK, self._block_callback, self.meter.address)
+        elif self._block_hook is not None:
+            uclib.uc_hook_del(self._engine, self._block_hook)
+            self._block_hook = None
+        self._forget_sites()
+
+    def abandon(self) -> None:
+        """From another thread: leave `run` wherever it is.
+
+        The state is then not one that the guest may go on from (a store may have been made and not counted): only
+        for ending a run that nothing else can stop.
+        """
+        self._requested = True
+        uclib.uc_emu_stop(self._engine)
 
     def attach(self, handler: Handler) -> None:
         """Who handles the exits from now on."""
@@ -474,13 +498,17 @@ class Engine:
         if self._new_sites:
             uclib.uc_emu_stop(self._engine)
 
+    def _forget_sites(self) -> None:
+        """All code is translated anew, and searched anew."""
+        for handle in self._sites.values():
+            uclib.uc_hook_del(self._engine, handle)
+        self._sites.clear()
+        self.drop_all_code()
+
     def _place_sites(self) -> None:
         """Hook the instructions found in a new block, and have the block translated again with its hooks."""
         if len(self._sites) > 512:  # a guest that scatters such instructions must not slow every translation
-            for handle in self._sites.values():
-                uclib.uc_hook_del(self._engine, handle)
-            self._sites.clear()
-            self.drop_all_code()
+            self._forget_sites()
         for site, address, size in self._new_sites:
             if site not in self._sites:
                 self._sites[site] = self._hook(U.UC_HOOK_CODE, self._on_site_callback, begin=site, end=site)

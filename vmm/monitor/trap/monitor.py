@@ -41,6 +41,8 @@ _SYSENTER_CODE, _SYSENTER_STACK = 0x00CFBB00, 0x00CFB300  # flat, DPL 1
 class TrapMonitor:
     """`Control` for a guest under classical trap-and-emulate."""
 
+    interrupts_rise_silently = False  # virtual IF changes by emulation only
+
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.state = machine.state
