@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from vmm.isa.decode import Instruction, count_instructions, decode
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
-from vmm.machine.cpu.stub import BUDGET, LAST, Meter
+from vmm.machine.cpu.stub import ADDRESS, BUDGET, PACKED, Meter
 from vmm.machine.processor import Linear
 
 _EIP = at.EIP // 4
@@ -61,17 +61,15 @@ class Retirement:
 
         Every exit comes through here, so it reads the meter's words itself instead of asking.
         """
-        quads = self._meter.quads
-        slot = quads[LAST // 8]
-        if not slot:
-            return
-        quads[LAST // 8] = 0
-        entry = slot - self._meter.address >> 2
         words, registers = self._meter.words, self._state.words
-        start, packed = words[entry + 2], words[entry + 3]
+        packed = words[PACKED // 4]
+        if not packed:
+            return
+        words[PACKED // 4] = 0
+        start = words[ADDRESS // 4]
         into = (registers[_EIP] + registers[_CS_BASE] & 0xFFFFFFFF) - start
         if 0 <= into < packed & 0xFFFF:
-            quads[BUDGET // 8] += (packed >> 16) - (self.count(start, into) if into else 0)
+            self._meter.quads[BUDGET // 8] += (packed >> 16) - (self.count(start, into) if into else 0)
 
     def restart_software(self) -> None:
         """Put EIP back at the INT, INT3 or INTO that has just been executed.

@@ -310,7 +310,7 @@ class Engine:
     def drop_all_code(self) -> None:
         """Forget all translated code (only outside `run`)."""
         uclib.uc_ctl(self._engine, _FLUSH_TB)
-        self.meter.clear()
+        self.meter.forget_last()
 
     # Running
 
@@ -526,6 +526,7 @@ class Engine:
         """The first visit of a translation: learn its number of instructions, then charge it."""
         if self._sealed is not None:
             return
+        size &= 0xFFFF
         meter, state = self.meter, self.state
         state.load()
         shadow = state.inhibited
@@ -536,9 +537,9 @@ class Engine:
         known_address, known_size, instructions = self._translated
         if (known_address, known_size) != (address, size):
             instructions = self._handler.count(address & 0xFFFFFFFF, size)  # type: ignore[union-attr]
-        if instructions == 1 and self._restarted(address, size):
-            return_address = 0
-        if not meter.charge(return_address, address & 0xFFFFFFFF, size, instructions):
+        if not (instructions == 1 and self._restarted(address, size)) and return_address:
+            meter.patch(return_address, size, instructions)
+        if not meter.charge(address & 0xFFFFFFFF, size, instructions):
             uclib.uc_emu_stop(self._engine)
         elif state.system_flags & stub.RESUMED:
             state.set_system_flags(stub.RESUMED)

@@ -5,9 +5,9 @@ access (measured; the guest is silently corrupted). So the CPU is stopped at blo
 that runs before each block. In Python that hook would cost a microsecond a block; here it is thirty
 instructions of x86-64 and costs about a nanosecond.
 
-How it knows the number of instructions of a block, which the hook is not told: the hook is called from the
-block's own translation, so the return address on the stack names the translation. A table from return
-address to (guest address, size, instructions) is filled by a Python callback on the first visit.
+How it knows the number of instructions of a block, which the hook is not told: the engine's translation of the
+block passes the block's size as a constant, of which sixteen bits are never used. On the first visit a Python
+callback works the number out and writes it into that constant, in the translation itself (`Meter.patch`).
 
 The *meter* is the memory that the code and Python share:
 
@@ -17,9 +17,9 @@ The *meter* is the memory that the code and Python share:
                            among them: it is not a reason to stop, but over with the next instruction, and
                            the engine would leave it set for the rest of the block, for PUSHF to see
     12  u32  stopped       set by the code when it stops the CPU
-    16  u64  last          address of the table entry of the block that was charged last
+    16  u64  address       of the block charged last
+    24  u32  packed        its size, and its instructions << 16; 0 when it is over
     32  u64  registers     address of the CPU's register file (written by `capture`)
-    64  ...  entries       {u64 return address, u32 guest address, u16 size, u16 instructions}
 
 On a host that is not x86-64 there is no such code and the Python callback runs for every block.
 """
@@ -34,23 +34,16 @@ import struct
 from vmm.isa.words import EFlags
 from vmm.machine.cpu import layout as at
 
-ENTRIES = 1 << 14
-ENTRY_SIZE = 16
-BUDGET, POLL, STOPPED, LAST, REGISTERS, TABLE = 0, 8, 12, 16, 32, 64
-METER_SIZE = TABLE + ENTRIES * ENTRY_SIZE
+BUDGET, POLL, STOPPED, ADDRESS, PACKED, REGISTERS = 0, 8, 12, 16, 24, 32
+METER_SIZE = 64
 STOP_NOW = 1 << 1
 RESUMED = int(EFlags.RF)
-ENTRY = struct.Struct("<QIHH")
+PATCH_REACH = 32  # bytes before the call within which the translation loads the hook's arguments
 
 
 def supported() -> bool:
     """Whether this host runs the machine code below (x86-64 with the System V calling convention)."""
     return platform.machine() in ("x86_64", "AMD64") and platform.system() != "Windows"
-
-
-def index(return_address: int) -> int:
-    """The table slot of a translation."""
-    return (return_address & 0xFFFFFFFF) >> 2 & ENTRIES - 1
 
 
 class Assembler:
@@ -94,25 +87,16 @@ def block_code(stop: int, miss: int) -> bytes:
     as in all code that the engine generates. The callback gets the return address as a fifth argument.
     """
     a = Assembler()
-    a.emit("488b0424")  # mov rax, [rsp]          the return address names the translation
-    a.emit("4189c0")  # mov r8d, eax
-    a.emit("41c1e802")  # shr r8d, 2
-    a.emit("4181e0", struct.pack("<I", ENTRIES - 1))  # and r8d, ENTRIES - 1
-    a.emit("49c1e004")  # shl r8, 4
-    a.emit("4d8d4c08", bytes([TABLE]))  # lea r9, [r8+rcx+TABLE]
-    a.emit("493b01")  # cmp rax, [r9]
-    a.branch(0x75, "miss")
-    a.emit("413b7108")  # cmp esi, [r9+8]
-    a.branch(0x75, "miss")
-    a.emit("6641", b"\x3b\x51\x0c")  # cmp dx, [r9+12]
-    a.branch(0x75, "miss")
+    a.emit("89d0")  # mov eax, edx
+    a.emit("c1e810")  # shr eax, 16               instructions, if it has been here before
+    a.branch(0x74, "miss")
     a.emit("448b4108")  # mov r8d, [rcx+POLL]
     a.emit("448585", _displacement(at.EFLAGS))  # test [rbp+EFLAGS], r8d
     a.branch(0x75, "poll")
-    a.emit("410fb7410e")  # movzx eax, word [r9+14]
     a.emit("482901")  # sub [rcx], rax
     a.branch(0x78, "exhausted")
-    a.emit("4c894910")  # mov [rcx+LAST], r9
+    a.emit("48897110")  # mov [rcx+ADDRESS], rsi
+    a.emit("895118")  # mov [rcx+PACKED], edx
     a.emit("c3")
     a.label("poll")
     a.emit("f685", _displacement(at.HFLAGS), bytes([at.HF_INHIBIT_IRQ]))  # test byte [rbp+HFLAGS], shadow
@@ -121,10 +105,10 @@ def block_code(stop: int, miss: int) -> bytes:
     a.emit("448585", _displacement(at.EFLAGS))  # test [rbp+EFLAGS], r8d
     a.branch(0x75, "stop")
     a.label("charge")
-    a.emit("410fb7410e")  # movzx eax, word [r9+14]
     a.emit("482901")  # sub [rcx], rax
     a.branch(0x78, "exhausted")
-    a.emit("4c894910")  # mov [rcx+LAST], r9
+    a.emit("48897110")  # mov [rcx+ADDRESS], rsi
+    a.emit("895118")  # mov [rcx+PACKED], edx
     a.emit(
         "81a5", _displacement(at.EFLAGS), struct.pack("<I", 0xFFFFFFFF & ~RESUMED)
     )  # and dword [rbp+EFLAGS], ~RF
@@ -135,7 +119,7 @@ def block_code(stop: int, miss: int) -> bytes:
     a.emit("c7410c01000000")  # mov dword [rcx+STOPPED], 1
     a.emit("48b8", _quad(stop), b"\xff\xe0")  # mov rax, stop; jmp rax
     a.label("miss")
-    a.emit("4989c0")  # mov r8, rax
+    a.emit("4c8b0424")  # mov r8, [rsp]             the call to be patched ends there
     a.emit("48b8", _quad(miss), b"\xff\xe0")  # mov rax, miss; jmp rax
     return a.finish()
 
@@ -168,7 +152,6 @@ class Meter:
         view = memoryview(self._map)
         self.quads = view.cast("q")
         self.words = view.cast("I")
-        self.halves = view.cast("H")
         self.poll = 0
 
     @property
@@ -196,35 +179,31 @@ class Meter:
 
     def last_block(self) -> tuple[int, int, int]:
         """(guest linear address, size in bytes, instructions) of the block charged last; zeroes if none."""
-        slot = self.quads[LAST // 8]
-        if not slot:
-            return 0, 0, 0
-        offset = slot - self.address
-        return self.words[offset // 4 + 2], self.halves[offset // 2 + 6], self.halves[offset // 2 + 7]
+        packed = self.words[PACKED // 4]
+        return (self.words[ADDRESS // 4], packed & 0xFFFF, packed >> 16) if packed else (0, 0, 0)
 
-    def enter(self, return_address: int, address: int, size: int, instructions: int) -> None:
-        """Remember a translation."""
-        offset = TABLE + index(return_address) * ENTRY_SIZE
-        ENTRY.pack_into(self._map, offset, return_address, address, size, instructions)
+    def patch(self, return_address: int, size: int, instructions: int) -> None:
+        """Write the number of instructions into the constant that a translation passes.
 
-    def charge(self, return_address: int, address: int, size: int, instructions: int) -> bool:
-        """What the code does, done by Python: charge a block; False (nothing charged) if it does not fit.
-
-        A `return_address` of zero charges without remembering the translation.
+        The translation loads it right before the address of this meter: mov edx, size; mov rcx, meter. Where
+        that is not what lies before the call, nothing is written, and every visit comes to Python.
         """
+        before = ctypes.string_at(return_address - PATCH_REACH, PATCH_REACH)
+        pattern = b"\xba" + struct.pack("<I", size) + b"\x48\xb9" + _quad(self.address)
+        found = before.find(pattern)
+        if found >= 0:
+            place = return_address - PATCH_REACH + found + 1
+            ctypes.c_uint32.from_address(place).value = size | instructions << 16
+
+    def charge(self, address: int, size: int, instructions: int) -> bool:
+        """What the code does, done by Python: charge a block; False (nothing charged) if it does not fit."""
         if self.budget < instructions:
             self.words[STOPPED // 4] = 1
             return False
-        self.enter(return_address, address, size, instructions)
-        self.quads[LAST // 8] = self.address + TABLE + index(return_address) * ENTRY_SIZE
+        self.words[ADDRESS // 4], self.words[PACKED // 4] = address, size | instructions << 16
         self.budget -= instructions
         return True
 
     def forget_last(self) -> None:
         """The block charged last is over: what follows is at a boundary."""
-        self.quads[LAST // 8] = 0
-
-    def clear(self) -> None:
-        """Forget every translation (the engine has dropped its own)."""
-        self._map[TABLE:METER_SIZE] = bytes(METER_SIZE - TABLE)
-        self.forget_last()
+        self.words[PACKED // 4] = 0
