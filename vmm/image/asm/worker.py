@@ -36,7 +36,8 @@ def serve(folder: str) -> None:
             except keystone.KsError as error:
                 answer = f"!{error.errno}"
             # Flushed one by one: when the engine hangs, what has been answered says on which text.
-            print(answer, flush=True)
+            sys.stdout.write(answer + "\n")
+            sys.stdout.flush()
         batch.clear()
 
 
