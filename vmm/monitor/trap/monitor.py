@@ -12,6 +12,8 @@ process is not preempted until it enters the kernel and the kernel executes STI.
 
 from __future__ import annotations
 
+import re
+
 from vmm.isa.decode import Instruction
 from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags
@@ -34,6 +36,7 @@ from vmm.monitor.trap.shadow import ShadowTables
 from vmm.monitor.trap.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
 
 KNOWN_LIMIT = 4096
+_CONTROL_REGISTER = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf2\xf3]*\x0f[\x20\x22]")  # MOV to or from one
 _SELECTOR_FAULTS = frozenset((Vector.NP, Vector.SS, Vector.GP, Vector.TS))
 _SYSENTER_CODE, _SYSENTER_STACK = 0x00CFBB00, 0x00CFB300  # flat, DPL 1
 
@@ -113,6 +116,9 @@ class TrapMonitor:
         known = self._known.get(code)
         if known is None:
             instruction = self.machine.decode_here()
+            if instruction is None and self.processor.cpl == 0 and _CONTROL_REGISTER.match(code):
+                self.fault(Fault(Vector.UD))  # one that does not exist: privilege is not the reason
+                return "exception #UD"
             row = row_for(instruction) if instruction is not None else None
             if instruction is None or row is None:
                 return None
