@@ -181,12 +181,16 @@ def _multiply(s: Salt) -> bytes:
 
 
 def _two_byte(s: Salt) -> bytes:
-    opcode = s.below(12)
-    if opcode == 11:
-        return bytes((0x0F, 0xC8 + s.register()))  # BSWAP
-    return bytes((0x0F, (0x90, 0x42, 0xB6, 0xBF, 0xAF, 0xA3, 0xAB, 0xA5, 0xC1, 0xB1, 0xBC)[opcode])) + _modrm(
-        3, s.below(4), s.below(4)
-    )
+    """BSWAP, or a two-byte opcode on registers.
+
+    BT and BTS leave flags undefined, and the engine leaves in them what the block it stands in happens to
+    offer; so a comparison follows, which sets them all.
+    """
+    opcode = (0x90, 0x42, 0xB6, 0xBF, 0xAF, 0xA3, 0xAB, 0xA5, 0xC1, 0xB1, 0xBC, 0xC8)[s.below(12)]
+    if opcode == 0xC8:
+        return bytes((0x0F, 0xC8 + s.register()))
+    defined = b"\x39\xc8" if opcode in (0xA3, 0xAB) else b""  # cmp eax, ecx
+    return bytes((0x0F, opcode)) + _modrm(3, s.below(4), s.below(4)) + defined
 
 
 def _exchange(s: Salt) -> bytes:
@@ -258,7 +262,16 @@ def _port(s: Salt) -> bytes:
 
 
 def _interrupts(s: Salt) -> bytes:
-    return (b"\xfa", b"\xfb", b"\xfb\x90", b"\xfb\xfa")[s.below(4)]
+    """CLI and STI; the last is an STI whose shadow a repeated string instruction stands in."""
+    repeated = (
+        b"\xb9"
+        + struct.pack("<I", s.below(4))
+        + b"\xbf"
+        + s.address()
+        + b"\xfb\xf3"
+        + (b"\xaa", b"\x6c")[s.below(2)]
+    )
+    return (b"\xfa", b"\xfb", b"\xfb\x90", b"\xfb\xfa", repeated)[s.below(5)]
 
 
 def _sleep(s: Salt) -> bytes:

@@ -92,6 +92,7 @@ class Machine:
         self.retirement = Retirement(self.engine.meter, self.state, self.linear)
         self.retired, self.retire = self.retirement.retired, self.retirement.retire
         self.count, self.is_store_only = self.retirement.count, self.retirement.is_store_only
+        self.is_repeated = self.retirement.is_repeated
         self.restart_software = self.retirement.restart_software
         self.clock: Clock = clock or InstructionClock()
         self.exits = ExitTable()
@@ -400,11 +401,10 @@ class Machine:
         return reason
 
     def finish_emulated(self, stepping: bool, inhibit: bool = False) -> None:
-        """What ends every instruction that the engine did not execute: RF, the shadow, the single-step trap.
+        """What ends every instruction that the engine did not execute: the shadow, the single-step trap.
 
         `stepping` is TF as it was before the instruction; `inhibit` starts an interrupt shadow.
         """
-        self.state.set_system_flags(EFlags.RF)
         self.state.inhibited = inhibit
         if stepping:
             self._single_step()

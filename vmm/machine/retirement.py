@@ -78,7 +78,9 @@ class Retirement:
         """
         start, size = self._software_block
         eip = self._state.linear_eip
-        if not size:  # blocks are not counted: INT n has two bytes, the others one (prefixes do nothing to them)
+        if (
+            not size
+        ):  # blocks are not counted: INT n has two bytes, the others one (prefixes do nothing to them)
             self._state.eip -= 2 if self._linear.code(eip - 2 & 0xFFFFFFFF, 1) == b"\xcd" else 1
             return
         at_offset, before, code = 0, 0, self._linear.code(start, size)
@@ -96,6 +98,11 @@ class Retirement:
         """Whether the one instruction in these bytes ends no block by itself (engine callback)."""
         instruction = decode(self._linear.code(address, size), 0)
         return instruction is not None and _stores_only(instruction)
+
+    def is_repeated(self, address: int, size: int) -> bool:
+        """Whether the instruction there is a string instruction that repeats (engine callback)."""
+        instruction = decode(self._linear.code(address, size), 0)
+        return instruction is not None and instruction.repeat != 0 and instruction.opcode in _STRINGS
 
     def settle_software(self) -> None:
         """`settle` after INT n, INT3 or INTO, which may yet turn out not to have been executed."""
@@ -136,6 +143,7 @@ def _transfers(instruction: Instruction) -> bool:
     return instruction.opcode == 0x8E and instruction.reg == at.SS
 
 
+_STRINGS = frozenset((*range(0xA4, 0xA8), *range(0xAA, 0xB0)))
 _STRING_STORES = frozenset((0xA4, 0xA5, 0xAA, 0xAB))
 
 

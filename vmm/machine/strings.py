@@ -44,6 +44,7 @@ class StringPort:
         while more:
             more = self._pass(instruction, stepping)
             machine.retire()
+            machine.state.inhibited = False  # an interrupt shadow covers one pass
             if stepping or machine.must_stop():
                 break
 

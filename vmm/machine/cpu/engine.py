@@ -100,6 +100,9 @@ class Handler(Protocol):
     def is_store_only(self, address: int, size: int) -> bool:
         """Whether the one instruction there is no transfer of control, so that no block ends with it."""
 
+    def is_repeated(self, address: int, size: int) -> bool:
+        """Whether the one instruction there is a string instruction with a REP prefix."""
+
 
 class Engine:
     """One Unicorn CPU in 32-bit mode, with a TLB that the handler fills."""
@@ -537,12 +540,17 @@ class Engine:
         known_address, known_size, instructions = self._translated
         if (known_address, known_size) != (address, size):
             instructions = self._handler.count(address & 0xFFFFFFFF, size)  # type: ignore[union-attr]
-        if not (instructions == 1 and self._restarted(address, size)) and return_address:
+        last_in_shadow = shadow and self._handler.is_repeated(address, size)  # type: ignore[union-attr]
+        restarted = instructions == 1 and self._restarted(address, size)
+        if return_address and not restarted and not last_in_shadow:
             meter.patch(return_address, size, instructions)
         if not meter.charge(address & 0xFFFFFFFF, size, instructions):
             uclib.uc_emu_stop(self._engine)
-        elif state.system_flags & stub.RESUMED:
+        elif last_in_shadow or state.system_flags & stub.RESUMED:
             state.set_system_flags(stub.RESUMED)
+            if last_in_shadow:
+                # The engine would keep the shadow for all passes; it ends with the first one.
+                state.inhibited = False
             state.store()
 
     def _restarted(self, address: int, size: int) -> bool:

@@ -414,6 +414,6 @@ def emulate(m: Machinery, instruction: Instruction, row: Row) -> bool:
     if not moved:
         words[_EIP] = eip + len(instruction.bytes) & 0xFFFFFFFF
     machine.retire()
-    if stepping or row.shadows or shadowed or words[_EFLAGS] & EFlags.RF:
+    if stepping or row.shadows or shadowed:
         machine.finish_emulated(bool(stepping), inhibit=row.shadows and not shadowed)
     return True
