@@ -128,6 +128,19 @@ def block_code(stop: int, miss: int) -> bytes:
 CAPTURE_CODE = bytes.fromhex("488969") + bytes([REGISTERS]) + b"\xc3"
 
 
+def _loads_rcx(code: bytes, address: int) -> int | None:
+    """The constant that the instruction at the start of `code`, which lies at `address`, puts into RCX."""
+    if code[:2] == b"\x48\xb9" and len(code) >= 10:  # movabs
+        return int.from_bytes(code[2:10], "little")
+    if code[:3] == b"\x48\x8d\x0d":  # lea rcx, [rip + distance]
+        return address + 7 + int.from_bytes(code[3:7], "little", signed=True)
+    if code[:3] == b"\x48\xc7\xc1":  # mov, sign-extended
+        return int.from_bytes(code[3:7], "little", signed=True)
+    if code[:1] == b"\xb9":  # mov ecx
+        return int.from_bytes(code[1:5], "little")
+    return None
+
+
 class CodePage:
     """Executable host memory, kept alive as long as the engine that calls it."""
 
@@ -182,18 +195,24 @@ class Meter:
         packed = self.words[PACKED // 4]
         return (self.words[ADDRESS // 4], packed & 0xFFFF, packed >> 16) if packed else (0, 0, 0)
 
-    def patch(self, return_address: int, size: int, instructions: int) -> None:
-        """Write the number of instructions into the constant that a translation passes.
+    def patch(self, return_address: int, size: int, instructions: int) -> bool:
+        """Write the number of instructions into the constant that a translation passes; whether it was found.
 
-        The translation loads it right before the address of this meter: mov edx, size; mov rcx, meter. Where
-        that is not what lies before the call, nothing is written, and every visit comes to Python.
+        The translation loads it right before the address of this meter: mov edx, size; mov rcx, meter, the latter
+        in one of the forms that `_loads_rcx` knows. Where that is not what lies before the call, nothing is
+        written, and every visit comes to Python: slow, but right.
         """
-        before = ctypes.string_at(return_address - PATCH_REACH, PATCH_REACH)
-        pattern = b"\xba" + struct.pack("<I", size) + b"\x48\xb9" + _quad(self.address)
-        found = before.find(pattern)
-        if found >= 0:
-            place = return_address - PATCH_REACH + found + 1
-            ctypes.c_uint32.from_address(place).value = size | instructions << 16
+        start = return_address - PATCH_REACH
+        before = ctypes.string_at(start, PATCH_REACH)
+        load = b"\xba" + struct.pack("<I", size)
+        found = before.find(load)
+        while found >= 0:
+            after = found + len(load)
+            if _loads_rcx(before[after:], start + after) == self.address:
+                ctypes.c_uint32.from_address(start + found + 1).value = size | instructions << 16
+                return True
+            found = before.find(load, found + 1)
+        return False
 
     def charge(self, address: int, size: int, instructions: int) -> bool:
         """What the code does, done by Python: charge a block; False (nothing charged) if it does not fit."""
