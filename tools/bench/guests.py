@@ -35,6 +35,6 @@ def out(count: int) -> bytes:
     return _loop(count, "e6e0")
 
 
-def divide(count: int) -> bytes:
-    """Nothing but blocks of two instructions: the worst for a hook at every block."""
+def tiny_blocks(count: int) -> bytes:
+    """Nothing but blocks of one and two instructions: the worst for a hook at every block."""
     return b"\xb9" + struct.pack("<I", count) + bytes.fromhex("eb00 eb00 49 75f9 f4")
