@@ -1,0 +1,60 @@
+"""The README is true: its commands run, and what it shows is what they print."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"`(python -m vmm [^`]*\.asm[^`]*|python -m vmm classify [^`]*)`", README)))
+# `run` and `compare` of guests that go wrong on purpose.
+STATUSES = {"run": {0, 1, 3}, "compare": {0}, "classify": {0}, "build": {0}}
+
+
+def run(command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "vmm"]
+    words = [str(folder / w) if folder and w.endswith(".elf") else w for w in words[1:]]
+    environment = {"PATH": "/usr/bin:/bin", "COLUMNS": "100", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
+    )
+
+
+def test_there_are_commands_to_try() -> None:
+    """The README shows how to run, compare, classify and build."""
+    assert {command.split()[3] for command in COMMANDS} == set(STATUSES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_does_what_it_is_there_for(command: str, tmp_path: Path) -> None:
+    """Every command of the README runs as printed, and ends with the status it should."""
+    done = run(command, tmp_path)
+    assert done.returncode in STATUSES[command.split()[3]], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_comparison_shown_is_a_real_one() -> None:
+    """The run pasted into the README is, but for the seconds, what the command prints today."""
+    shown = README.split("$ python -m vmm compare guests/popf.asm\n")[1].split("\n\nAfter ")[0]
+    lines = [line[4:] for line in shown.splitlines()]
+    printed = run("python -m vmm compare guests/popf.asm").stdout.splitlines()
+
+    def timeless(text: list[str]) -> list[str]:
+        return [line.rstrip() for line in text if line.strip() and not line.startswith("seconds")]
+
+    assert timeless(lines) == timeless(printed)
+
+
+def test_the_statuses_shown_are_the_real_ones() -> None:
+    """Each exit status in the README's list stands, word for word, in --help."""
+    printed = run("python -m vmm run --help").stdout
+    shown = README.split("the even ones are ours:\n\n")[1].split("\n\n## ")[0]
+    for line in shown.splitlines():
+        assert line.strip() in printed
