@@ -48,6 +48,7 @@ class Cli:
 @pytest.fixture
 def vmm(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.delenv("VMM_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")  # the same width wherever the tests run
     return Cli(capfd, tmp_path)
 
 

@@ -30,7 +30,7 @@ def test_a_block_comes_to_python_once_or_twice() -> None:
             visits.append((place, size, count))
             return bool(patch(place, size, count))
 
-        vm.machine.engine.meter.patch = watch  # type: ignore[method-assign]
+        vm.machine.engine.meter.patch = watch  # type: ignore[assignment]
         result = vm.run(1_000_000)
         assert result.instructions == 1 + 2 * 5000 + 2
         assert len(visits) < 20
