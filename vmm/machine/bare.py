@@ -15,8 +15,8 @@ from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
 from vmm.isa.descriptors import SystemType
 from vmm.isa.vectors import Vector, name
-from vmm.isa.words import CR0, CR4, DR6, DR7, EFlags
-from vmm.machine import delivery
+from vmm.isa.words import CR0, CR4, EFlags
+from vmm.machine import debug, delivery
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.engine import FETCH, WRITE
 from vmm.machine.delivery import Fault, Kind
@@ -50,7 +50,7 @@ class Bare:
         self.state = machine.state
         self.processor = BareProcessor(machine.state, machine.linear)
         self.strings = StringPort(machine, self)
-        self.debug = [0, 0, 0, 0, 0, 0, 0, 0x400]  # DR0..DR7; kept here, see `_move_dr`
+        self.debug = list(debug.RESET)
 
     @property
     def poll(self) -> int:
@@ -191,7 +191,7 @@ class Bare:
             case 0x0F22:
                 self._move_to_cr(instruction.reg, self.state.get(instruction.rm))
             case 0x0F21 | 0x0F23:
-                self._move_dr(instruction)
+                debug.move(self.state, self.debug, self.state.cr4, instruction)
             case 0x0F30:
                 value = self.state.get(0) | self.state.get(2) << 32
                 self.write_msr(self.state.get(1), value)
@@ -235,31 +235,6 @@ class Bare:
             s.cr2 = value
         else:
             raise Fault(Vector.UD)
-
-    def _move_dr(self, instruction: Instruction) -> None:
-        """The debug registers keep their values; breakpoints do not fire.
-
-        The engine must not see them: a breakpoint that fires leaves it in a loop that nothing ends.
-        """
-        s, number = self.state, instruction.reg
-        if number in (4, 5):
-            if s.cr4 & CR4.DE:
-                raise Fault(Vector.UD)
-            number += 2
-        if self.debug[7] & DR7.GD:
-            self.debug[7] &= ~DR7.GD
-            s.set_word(at.DR6, s.word(at.DR6) | DR6.BD)
-            raise Fault(Vector.DB)
-        if instruction.opcode == 0x0F21:
-            s.set(instruction.rm, s.word(at.DR6) if number == 6 else self.debug[number])
-            return
-        value = s.get(instruction.rm)
-        if number == 6:
-            s.set_word(at.DR6, value & 0xE00F | 0xFFFF0FF0)
-        elif number == 7:
-            self.debug[7] = value & 0xFFFF2FFF | 0x400
-        else:
-            self.debug[number] = value
 
     def read_msr(self, number: int) -> int:
         """Raises #GP(0) for a register that this processor does not have."""

@@ -382,7 +382,7 @@ class Machine:
         if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
             self._count_from_here()
             return ""
-        if instruction is None:
+        if instruction is None or instruction.key in sites.REFUSED:
             self.run_state.fault = Fault(Vector.UD)
             return "exception #UD"
         self.emit("instruction", instruction.mnemonic.lower())
@@ -510,7 +510,9 @@ class Machine:
             return False
         if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
             return self.run_state.free and self.control.interrupts_rise_silently
-        return instruction is None or instruction.opcode in sites.LOOPS or self.control.wants(instruction)
+        if instruction is None or instruction.key in sites.REFUSED or instruction.opcode in sites.LOOPS:
+            return True
+        return self.control.wants(instruction)
 
 
 def _exit_name(vector: int, software: bool) -> str:

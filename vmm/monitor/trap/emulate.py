@@ -16,7 +16,8 @@ from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
 from vmm.isa.descriptors import RPL, Descriptor, SystemType
 from vmm.isa.vectors import Vector
-from vmm.isa.words import CR0, CR4, DR7, EFlags
+from vmm.isa.words import CR0, CR4, EFlags
+from vmm.machine import debug
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import ECX, EDX
 from vmm.machine.delivery import Fault
@@ -177,30 +178,8 @@ def _to_cr(m: Machinery, i: Instruction) -> None:
         raise Fault(Vector.UD)
 
 
-def _debug_number(m: Machinery, i: Instruction) -> int:
-    if i.reg in (4, 5):
-        if m.vcpu.cr4 & CR4.DE:
-            raise Fault(Vector.UD)
-        return i.reg + 2
-    return i.reg
-
-
-def _from_dr(m: Machinery, i: Instruction) -> None:
-    number = _debug_number(m, i)
-    state = m.machine.state
-    state.set(i.rm, state.word(at.DR6) if number == 6 else m.vcpu.debug[number])
-
-
-def _to_dr(m: Machinery, i: Instruction) -> None:
-    """Kept; breakpoints do not fire, as on the bare machine."""
-    number = _debug_number(m, i)
-    value = m.machine.state.get(i.rm)
-    if number == 6:
-        m.machine.state.set_word(at.DR6, value & 0xE00F | 0xFFFF0FF0)
-    elif number == 7:
-        m.vcpu.debug[7] = value & (0xFFFF2FFF & ~DR7.GD) | 0x400
-    else:
-        m.vcpu.debug[number] = value
+def _debug(m: Machinery, i: Instruction) -> None:
+    debug.move(m.machine.state, m.vcpu.debug, m.vcpu.cr4, i)
 
 
 def _rdmsr(m: Machinery, _i: Instruction) -> None:
@@ -281,11 +260,11 @@ def _lss(m: Machinery, i: Instruction) -> None:
     state.set(i.reg, state.get(i.reg) & ~mask | offset & mask)
 
 
-def _return_within_kernel(m: Machinery, selector: int, eip: int) -> Descriptor:
+def _return_within_kernel(m: Machinery, selector: int) -> Descriptor:
     """The checks of a return to the same ring.
 
-    The accessed bit of a code segment stays as it is in far transfers, because the CPU engine, with which the
-    guest's memory must agree, does not set it there either.
+    The code segment's accessed bit stays as it is and its limit is not looked at, because the CPU engine, with
+    which this mode must agree, does neither in a far return.
     """
     error = selector & ~RPL
     if not error:
@@ -295,8 +274,6 @@ def _return_within_kernel(m: Machinery, selector: int, eip: int) -> Descriptor:
         raise Fault(Vector.GP, error)
     if not d.present:
         raise Fault(Vector.NP, error)
-    if eip > d.limit:
-        raise Fault(Vector.GP)
     return d
 
 
@@ -319,7 +296,7 @@ def _iret(m: Machinery, i: Instruction) -> bool:
         )
     if selector & RPL:
         raise _Reflect
-    d = _return_within_kernel(m, selector, eip)
+    d = _return_within_kernel(m, selector)
     m.move_esp(3 * i.operand_size)
     p.load_code(selector, d, 0)
     mask = _IRET_FLAGS if i.operand_size == 4 else _IRET_FLAGS & 0xFFFF
@@ -335,7 +312,7 @@ def _retf(m: Machinery, i: Instruction) -> bool:
     selector &= 0xFFFF
     if selector & RPL:
         raise _Reflect
-    d = _return_within_kernel(m, selector, eip)
+    d = _return_within_kernel(m, selector)
     m.move_esp(2 * i.operand_size + (i.immediates[0] if i.immediates else 0))
     p.load_code(selector, d, 0)
     p.eip = eip
@@ -371,9 +348,9 @@ ROWS: dict[str, Row] = {
     "0F08": Row(_nothing),
     "0F09": Row(_nothing),
     "0F20": Row(_from_cr),
-    "0F21": Row(_from_dr),
+    "0F21": Row(_debug),
     "0F22": Row(_to_cr),
-    "0F23": Row(_to_dr),
+    "0F23": Row(_debug),
     "0F30": Row(_wrmsr),
     "0F31": Row(_rdtsc),
     "0F32": Row(_rdmsr),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vmm.isa.descriptors import SystemType
+from vmm.machine import debug
 
 KERNEL_RING = 1  # where the guest's ring 0 really runs
 
@@ -46,5 +47,5 @@ class VirtualCpu:
     idtr: TableRegister = field(default_factory=TableRegister)
     ldtr: SystemSegment = field(default_factory=SystemSegment)
     tr: SystemSegment = field(default_factory=lambda: SystemSegment(0, 0, 0xFFFF, SystemType.TSS32_BUSY))
-    debug: list[int] = field(default_factory=lambda: [0, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400])
+    debug: list[int] = field(default_factory=lambda: list(debug.RESET))
     msrs: dict[int, int] = field(default_factory=lambda: {0x174: 0, 0x175: 0, 0x176: 0})
