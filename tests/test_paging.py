@@ -429,6 +429,18 @@ def test_a_process_may_not_read_them(kind: str) -> None:
     assert made.stack(2) == [7 if kind.startswith("mov [") else 5, made.symbol("here")]
 
 
+def test_using_them_does_not_open_them() -> None:
+    """After a process has loaded a segment from a supervisor's page, its own read of that page still faults."""
+    pages = enable_paging({GDT: GDT | 3})
+    made = run(
+        f"{PAGING_ON} to_user\n mov ecx, USER_DATA\n mov es, ecx\n lar eax, ecx\nhere:   mov eax, [GDT + 8]",
+        memory=pages,
+        limit=80,
+    )
+    assert made.vector == Vector.PF
+    assert made.stack(2) == [5, made.symbol("here")]
+
+
 def test_a_descriptor_in_a_missing_page_faults_as_the_supervisors() -> None:
     """A segment load whose descriptor lies in an absent page is #PF at the load, CR2 at the descriptor."""
     far_table = 0x180000
