@@ -13,10 +13,12 @@ def test_random_guests_end_within_their_budget() -> None:
     assert fuzz.campaign(0, 120, 60.0, sorted(MODES)) == []
 
 
-@pytest.mark.parametrize("seed", (10454, 10539, 10332, 10447, 10985, 11402))
+@pytest.mark.parametrize("seed", (10454, 10539, 10332, 10447, 10985, 11402, 111454, 113874, 121746))
 @pytest.mark.parametrize("mode", sorted(MODES))
 def test_cases_that_once_failed(seed: int, mode: str) -> None:
-    """What the fuzzer once found stays found: locked port instructions, a first block, endless faults."""
+    """What the fuzzer once found stays found: locked port instructions, a first block, endless faults, a limit
+    passed by one, a block that goes round the end of the address space.
+    """
     assert fuzz.run_case(seed, mode) in {"budget", "halt", "triple-fault", "error", "exit"}
 
 

@@ -52,9 +52,10 @@ class Retirement:
         """Instructions of the block charged last that have not completed, EIP being inside it."""
         start, size, count = self._meter.last_block()
         eip = self._state.linear_eip
-        if not start <= eip < start + size:
+        into = eip - start & 0xFFFFFFFF  # a block may go round the end of the address space
+        if into >= size:
             return 0
-        return count - self.count(start, eip - start) if eip != start else count
+        return count - self.count(start, into) if into else count
 
     def settle(self) -> None:
         """Give back what was charged for the rest of an interrupted block. EIP must not have moved yet.
@@ -67,8 +68,8 @@ class Retirement:
             return
         words[PACKED // 4] = 0
         start = words[ADDRESS // 4]
-        into = (registers[_EIP] + registers[_CS_BASE] & 0xFFFFFFFF) - start
-        if 0 <= into < packed & 0xFFFF:
+        into = registers[_EIP] + registers[_CS_BASE] - start & 0xFFFFFFFF
+        if into < packed & 0xFFFF:
             self._meter.quads[BUDGET // 8] += (packed >> 16) - (self.count(start, into) if into else 0)
 
     def restart_software(self) -> None:
