@@ -15,7 +15,21 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from tests.machines import CODE, DATA, IDT, KERNEL_CODE, Lab, encoder, gate, lab
+from tests.machines import (
+    CODE,
+    DATA,
+    GDT,
+    IDT,
+    KERNEL_CODE,
+    LDT,
+    POINTERS,
+    TABLE_LIMIT,
+    USER_STACK,
+    Lab,
+    encoder,
+    gate,
+    lab,
+)
 from vmm.image.asm import Assembly, assemble_text
 from vmm.isa.descriptors import Descriptor, SystemType
 from vmm.isa.vectors import ERROR_CODE_VECTORS
@@ -330,7 +344,86 @@ FAULTS = (  # each at its last instruction
 )
 
 
+# Descriptors that a program writes into its own tables: data, code, stacks, absent ones, other rings' and gates.
+_TARGETS = tuple(range(0x58, 0xA0, 8))  # selectors of the entries that it changes
+_VARIANTS = tuple(
+    bytes(Descriptor.segment(base, limit, access, flags))
+    for base, limit, access, flags in (
+        *(
+            (0, 0xFFFFF, access, 0xC)
+            for access in (0x92, 0x93, 0x90, 0x96, 0x9A, 0x9B, 0x9E, 0x98, 0xF2, 0xFA, 0x12, 0x1A)
+        ),
+        (0x100, 0xFFFFF, 0x92, 0xC),
+        (0x1000, 0xFFFFF, 0x93, 0xC),
+        (0, 0xFFFF, 0x92, 0x0),
+        (0, 0, 0x00, 0),
+        (0x4000, 0x67, 0x89, 0),
+        (0x2800, 0x7F, 0x82, 0),
+    )
+)
+
+
+def _edit(s: Salt) -> bytes:
+    """A new descriptor, or a byte of one, into the GDT or the LDT."""
+    variant = _VARIANTS[s.below(len(_VARIANTS))]
+    entry = (GDT, LDT)[s.below(4) == 0] + (_TARGETS[s.below(len(_TARGETS))] & 0x78)
+    if s.below(4) == 0:
+        return (
+            b"\x36\xc6\x05" + struct.pack("<I", entry + 5) + variant[5:6]
+        )  # mov byte [ss:entry + 5], access
+    low, high = variant[:4], variant[4:]
+    return (
+        b"\x36\xc7\x05"
+        + struct.pack("<I", entry)
+        + low
+        + b"\x36\xc7\x05"
+        + struct.pack("<I", entry + 4)
+        + high
+    )
+
+
+def _selector(s: Salt) -> int:
+    return (_TARGETS[s.below(len(_TARGETS))] | (0, 0, 0, 3)[s.below(4)]) & ~4 | (0, 0, 0, 4)[s.below(4)]
+
+
+def _load(s: Salt) -> bytes:
+    """A load of a data segment register, in one of the ways that there are."""
+    selector, which = _selector(s), s.below(4)
+    move = b"\x66\xb8" + struct.pack("<H", selector)
+    by_move = move + b"\x8e" + _modrm(3, (0, 3, 4, 5)[which], 0)
+    by_pop = b"\x68" + struct.pack("<I", selector) + (b"\x07", b"\x1f", b"\x0f\xa1", b"\x0f\xa9")[which]
+    return (by_move, by_pop)[s.below(2)]
+
+
+def _use(s: Salt) -> bytes:
+    """An access through ES, FS, GS or DS, and flat ones back afterwards."""
+    prefix = (0x26, 0x64, 0x65, 0x3E)[s.below(4)]
+    access = bytes((prefix, 0xFF, 0x05)) + s.address()
+    return access + (b"", b"\x66\xb8\x10\x00\x8e\xd8\x8e\xc0")[s.below(2)]
+
+
+def _stack(s: Salt) -> bytes:
+    """Another SS for a while."""
+    return b"\x66\xb8" + struct.pack("<H", _selector(s) & ~3) + b"\x8e\xd0\x50\x58\x66\xb8\x10\x00\x8e\xd0"
+
+
+def _far(s: Salt) -> bytes:
+    """A far return to another code segment and back to the usual one."""
+    back = b"\x6a\x08\xe8\0\0\0\0\x83\x04\x24\x05\xcb"  # push 8; call next; next: add dword [esp], 5; retf
+    return b"\x68" + struct.pack("<I", _selector(s)) + b"\xe8\0\0\0\0\x83\x04\x24\x05\xcb" + back
+
+
+def _registers(s: Salt) -> bytes:
+    """LLDT of an entry, or LGDT of the same table anew."""
+    pointer = POINTERS  # the program's LGDT operand lies there
+    lldt = b"\x66\xb8" + struct.pack("<H", (0x30, 0, _selector(s))[s.below(3)]) + b"\x0f\x00\xd0"
+    return (lldt, b"\x36\x0f\x01\x15" + struct.pack("<I", pointer))[s.below(2)]
+
+
 Build = Callable[[Salt], bytes]
+DESCRIPTORS: dict[str, Build] = {
+    "edit": _edit, "load": _load, "use": _use, "stack": _stack, "far": _far, "table registers": _registers,
+}  # fmt: skip
 COMPUTE: dict[str, Build] = {
     "alu": _alu_registers, "alu immediate": _alu_immediate, "alu load": _alu_load, "alu store": _alu_store,
     "move": _move, "move memory": _move_memory, "unary": _unary, "shift": _shift, "multiply": _multiply,
@@ -347,8 +440,14 @@ MODIFY = "modify"  # store into the code of an atom that lies ahead, this one's 
 ATOMS = (*COMPUTE, *SYSTEM, MODIFY)
 
 
-def build(steps: Sequence[Step], start: int) -> bytes:
-    """The body of the loop: each atom, after a note of where a fault in it goes on."""
+_BUILDERS = COMPUTE | SYSTEM | DESCRIPTORS
+
+
+def build(steps: Sequence[Step], start: int, everywhere: bool = False) -> bytes:
+    """The body of the loop; before what may fault a note of where it then goes on.
+
+    `everywhere`: all system instructions may fault, as in a process they do.
+    """
     code = bytearray()
     patches: list[tuple[int, Salt]] = []
     starts: list[int] = []
@@ -362,8 +461,8 @@ def build(steps: Sequence[Step], start: int) -> bytes:
                 1 + salt.below(2)
             )  # mov al, imm
             continue
-        atom = (COMPUTE.get(step.atom) or SYSTEM[step.atom])(salt)
-        if step.atom == "fault":
+        atom = _BUILDERS[step.atom](salt)
+        if step.atom not in COMPUTE and (step.atom not in SYSTEM or step.atom == "fault" or everywhere):
             code += b"\x36\xc7\x05" + struct.pack("<II", RESUME, start + len(code) + 11 + len(atom))
         code += atom
     for at, _ in patches:  # the immediate of the MOV AL that follows
@@ -374,11 +473,12 @@ def build(steps: Sequence[Step], start: int) -> bytes:
 
 @dataclass(frozen=True)
 class Program:
-    """What to run: so many rounds of the steps, with a timer of that many pulses, or none."""
+    """What to run: so many rounds of the steps, with a timer of that many pulses, or none; perhaps in ring 3."""
 
     steps: tuple[Step, ...]
     rounds: int
     period: int
+    user: bool = False
 
     def body(self) -> bytes:
         """The steps alone, once."""
@@ -392,7 +492,16 @@ class Program:
         )
         head += b"\xe8" + struct.pack("<i", entry - (CODE + len(head) + 5))
         head += b"\x36\xc7\x05" + struct.pack("<II", LOOPS, self.rounds)
-        body = build(self.steps, CODE + len(head))
+        if self.user:
+            there = CODE + len(head) + 18
+            head += (
+                b"\x6a\x23\x68"
+                + struct.pack("<I", USER_STACK)
+                + b"\x6a\x02\x6a\x1b\x68"
+                + struct.pack("<I", there)
+            )
+            head += b"\xcf\x90"  # iretd; there:
+        body = build(self.steps, CODE + len(head), self.user)
         tail = b"\x36\xff\x0d" + struct.pack("<I", LOOPS)
         tail += b"\x0f\x85" + struct.pack("<i", -(len(body) + len(tail) + 6)) + b"\xfa\xf4"
         return head + body + tail
@@ -404,18 +513,21 @@ class Program:
         idt |= {n: gate(symbols["service"], kind=SystemType.TRAP_GATE32) for n in SERVICES}
         idt |= {1: gate(symbols["step"]), 3: gate(symbols["breakpoint"]), 4: gate(symbols["overflow"])}
         idt |= {TIMER_VECTOR: gate(symbols["timer"]), 0xF0: bytes(8)}
-        return lab(self.image(), mode, idt=idt, engine=engine, memory=[(RUNTIME, runtime().data)])
+        pointer = struct.pack("<HI", TABLE_LIMIT, GDT)
+        memory = [(RUNTIME, runtime().data), (POINTERS, pointer)]
+        return lab(self.image(), mode, idt=idt, engine=engine, memory=memory)
 
 
-def programs(atoms: Sequence[str] = ATOMS, rounds: int = 4) -> st.SearchStrategy[Program]:
-    """Programs of these atoms."""
+def programs(atoms: Sequence[str] = ATOMS, rounds: int = 4, user: bool = False) -> st.SearchStrategy[Program]:
+    """Programs of these atoms; those for ring 3 have no timer."""
     step = st.builds(Step, st.sampled_from(atoms), st.integers(0, (1 << 64) - 1))
     return st.builds(
         Program,
         st.lists(step, min_size=1, max_size=30).map(tuple),
         st.integers(1, rounds),
-        st.sampled_from((0, 2, 3, 7, 40)),
+        st.just(0) if user else st.sampled_from((0, 2, 3, 7, 40)),
+        st.just(user),
     )
 
 
-__all__ = ["ATOMS", "COMPUTE", "KERNEL_CODE", "SYSTEM", "Program", "Step", "programs"]
+__all__ = ["ATOMS", "COMPUTE", "DESCRIPTORS", "KERNEL_CODE", "SYSTEM", "Program", "Step", "programs"]

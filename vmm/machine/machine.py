@@ -18,13 +18,14 @@ from typing import ClassVar, Literal
 
 from vmm.errors import GuestError
 from vmm.events import Event, ExitTable, Listener
-from vmm.isa.decode import Instruction, decode
+from vmm.isa.decode import Instruction
 from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector, name
 from vmm.isa.words import DR6, EFlags
 from vmm.machine import loops, sites
 from vmm.machine.alarm import Alarm
 from vmm.machine.bus import PortBus
 from vmm.machine.clock import Clock, HostClock, InstructionClock
+from vmm.machine.code import decode_in
 from vmm.machine.control import Control
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
@@ -428,7 +429,7 @@ class Machine:
     def decode_here(self) -> Instruction | None:
         """The instruction at EIP."""
         eip = self.state.linear_eip
-        return decode(self.linear.code(eip, 15), eip)
+        return decode_in(self.state.wide_code, self.linear.code(eip, 15), eip)
 
     _HANDLERS: ClassVar[dict[Stop, Callable[[Machine], str]]] = {
         Stop.METER: _after_meter,
@@ -501,11 +502,12 @@ class Machine:
 
     def on_translated(self, address: int, size: int) -> tuple[int, ...]:
         linear = address & 0xFFFFFFFF
-        return sites.find(self.linear.code(linear, size), linear, self.run_state.free)
+        code = self.linear.code(linear, size)
+        return sites.find(code, linear, self.run_state.free, self.state.wide_code)
 
     def on_site(self, address: int) -> bool:
         code = self.linear.code(address, 15)
-        instruction = decode(code, address)
+        instruction = decode_in(self.state.wide_code, code, address)
         if not sites.is_site(instruction, code, self.run_state.free):
             return False
         if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:

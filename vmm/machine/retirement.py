@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmm.isa.decode import Instruction, count_instructions, decode
+from vmm.isa.decode import Instruction
+from vmm.machine.code import count_in, decode_in
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.cpu.stub import ADDRESS, BUDGET, PACKED, Meter
@@ -86,23 +87,23 @@ class Retirement:
             return
         at_offset, before, code = 0, 0, self._linear.code(start, size)
         while at_offset < len(code) and start + at_offset != eip:
-            instruction = decode(code[at_offset : at_offset + 15], 0)
+            instruction = decode_in(self._state.wide_code, code[at_offset : at_offset + 15], 0)
             before = at_offset
             at_offset += instruction.size if instruction else 1
         self._state.eip -= eip - (start + before)
 
     def count(self, address: int, size: int) -> int:
         """Instructions in straight-line code (engine callback)."""
-        return count_instructions(self._linear.code(address, size)) if size else 0
+        return count_in(self._state.wide_code, self._linear.code(address, size)) if size else 0
 
     def is_store_only(self, address: int, size: int) -> bool:
         """Whether the one instruction in these bytes ends no block by itself (engine callback)."""
-        instruction = decode(self._linear.code(address, size), 0)
+        instruction = decode_in(self._state.wide_code, self._linear.code(address, size), 0)
         return instruction is not None and _stores_only(instruction)
 
     def is_repeated(self, address: int, size: int) -> bool:
         """Whether the instruction there is a string instruction that repeats (engine callback)."""
-        instruction = decode(self._linear.code(address, size), 0)
+        instruction = decode_in(self._state.wide_code, self._linear.code(address, size), 0)
         return instruction is not None and instruction.repeat != 0 and instruction.opcode in _STRINGS
 
     def settle_software(self) -> None:

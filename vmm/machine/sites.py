@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 
-from vmm.isa.decode import Instruction, decode
+from vmm.isa.decode import Instruction
+from vmm.machine.code import decode_in
 
 # By the key of the decoder. MOV to CR3 is left to the engine, which does it right and often.
 KEYS = frozenset(("6C", "6D", "6E", "6F", "E0", "E1", "F1", "0F21", "0F22", "0F23", "0F30", "0F32", "0F00/3"))
@@ -48,14 +49,14 @@ def is_site(instruction: Instruction | None, code: bytes, wider: bool = False) -
     return instruction.key in KEYS or instruction.key in REFUSED and instruction.memory is None
 
 
-def find(code: bytes, address: int, wider: bool = False) -> tuple[int, ...]:
-    """Linear addresses of such instructions in a block of straight-line code."""
+def find(code: bytes, address: int, wider: bool = False, wide_code: bool = True) -> tuple[int, ...]:
+    """Linear addresses of such instructions in a block of straight-line code, of 32 bits if `wide_code`."""
     patterns = _WIDER if wider else PATTERNS
     if not patterns.search(code):
         return ()
     found, at = [], 0
     while at < len(code):
-        instruction = decode(code[at : at + 15], 0)
+        instruction = decode_in(wide_code, code[at : at + 15], 0)
         if is_site(instruction, code[at:], wider):
             found.append(address + at & 0xFFFFFFFF)
         if instruction is None:

@@ -139,6 +139,11 @@ class CpuState:
     # Privilege and segments
 
     @property
+    def wide_code(self) -> bool:
+        """The code segment is a 32-bit one."""
+        return bool(self.words[_HFLAGS] & at.HF_CS32)
+
+    @property
     def cpl(self) -> int:
         return self.words[_HFLAGS] & at.HF_CPL
 

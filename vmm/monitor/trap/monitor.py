@@ -113,7 +113,7 @@ class TrapMonitor:
     def _emulated(self) -> str | None:
         """Emulate the privileged instruction that raised #GP; its name, or None if the fault is the guest's."""
         code = self.machine.linear.code(self.state.linear_eip, 15)
-        known = self._known.get(code)
+        known = self._known.get(code) if self.state.wide_code else None
         if known is None:
             instruction = self.machine.decode_here()
             if instruction is None and self.processor.cpl == 0 and _CONTROL_REGISTER.match(code):
@@ -124,7 +124,9 @@ class TrapMonitor:
                 return None
             if len(self._known) > KNOWN_LIMIT:
                 self._known.clear()
-            known = self._known[code] = (instruction, row, f"emulated {instruction.mnemonic}")
+            known = instruction, row, f"emulated {instruction.mnemonic}"
+            if self.state.wide_code:
+                self._known[code] = known
         instruction, row, reason = known
         try:
             return reason if emulate(self._machinery, instruction, row) else None
@@ -224,10 +226,9 @@ class TrapMonitor:
         return values | {"cr0": v.cr0, "cr2": v.cr2, "cr3": v.cr3, "cr4": v.cr4}
 
 
-_SEGMENT_LOADS = frozenset(
-    (0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5, 0x9A, 0xEA, 0xCA, 0xCB, 0xCF)
-)
+# What sets a descriptor's accessed bit. Far transfers do not on this CPU, and a far CALL stores on the stack.
+_SEGMENT_LOADS = frozenset((0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5))
 
 
 def _loads_segment(instruction: Instruction) -> bool:
-    return instruction.opcode in _SEGMENT_LOADS or instruction.key in ("FF/3", "FF/5")
+    return instruction.opcode in _SEGMENT_LOADS
