@@ -514,7 +514,9 @@ class Program:
         idt |= {1: gate(symbols["step"]), 3: gate(symbols["breakpoint"]), 4: gate(symbols["overflow"])}
         idt |= {TIMER_VECTOR: gate(symbols["timer"]), 0xF0: bytes(8)}
         pointer = struct.pack("<HI", TABLE_LIMIT, GDT)
-        memory = [(RUNTIME, runtime().data), (POINTERS, pointer)]
+        # Where a program that goes wild arrives, it stays.
+        wild = [(0, b"\xeb\xfe" * 0x280), (0x520, b"\xeb\xfe" * 0xD00)]
+        memory = [(RUNTIME, runtime().data), (POINTERS, pointer), *wild]
         return lab(self.image(), mode, idt=idt, engine=engine, memory=memory)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 
+from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
 from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags
@@ -88,7 +89,15 @@ class TrapMonitor:
     def can_wake(self) -> bool:
         return self.vcpu.interrupts
 
+    def _refuse_virtual_8086(self) -> None:
+        """The engine's IRET enters virtual-8086 mode from any ring, without a trap; here is the first exit."""
+        if self.state.system_flags & EFlags.VM:
+            raise GuestError(
+                f"virtual-8086 mode at EIP {self.state.eip:#x}: trap mode has none; use --mode native"
+            )
+
     def interrupt(self, vector: int) -> None:
+        self._refuse_virtual_8086()
         delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
         self.machine.retire()
 
@@ -104,6 +113,7 @@ class TrapMonitor:
                 self.shadow.copy()  # the instruction is done over, with good descriptors
                 self.hidden_faults += 1
                 return "hidden fault: stale descriptor"
+        self._refuse_virtual_8086()
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
         delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
         if not software:
