@@ -135,6 +135,32 @@ back:   dd 0
 
 
 @pytest.mark.parametrize("mode", ("native", "trap"))
+@pytest.mark.parametrize("prefix", ("", "rep "))
+def test_a_port_string_into_a_table_is_seen(prefix: str, mode: str) -> None:
+    """INS into a descriptor, which the machine executes itself, decides on the next load like any store."""
+    made = run(
+        f"""
+        mov eax, {FREE}
+        mov es, eax
+        mov edx, 0xE9           ; reads as 0xE9, as an access byte a TSS
+        mov eax, {KERNEL_DATA}
+        mov es, eax
+        mov edi, {GDT + FREE + 5:#x}
+        mov ecx, 1
+        {prefix}insb
+        mov ecx, {FREE}
+at:     mov es, ecx
+        int 0x40
+""",
+        mode,
+        gdt={FREE: Descriptor(0xFFFF, WRITABLE)},
+        limit=100,
+    )
+    assert made.vector == Vector.GP
+    assert made.stack(2) == [FREE, made.symbol("at")]
+
+
+@pytest.mark.parametrize("mode", ("native", "trap"))
 def test_the_accessed_bit_appears_where_the_guest_looks(mode: str) -> None:
     """A load sets the accessed bit in the guest's own table, in GDT and LDT, once and only there."""
     fresh = Descriptor(0xFFFF, WRITABLE)

@@ -37,6 +37,7 @@ from vmm.monitor.trap.shadow import ShadowTables
 from vmm.monitor.trap.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
 
 KNOWN_LIMIT = 4096
+_DPL = 3 << 13  # in a descriptor's second word
 _CONTROL_REGISTER = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf2\xf3]*\x0f[\x20\x22]")  # MOV to or from one
 _SELECTOR_FAULTS = frozenset((Vector.NP, Vector.SS, Vector.GP, Vector.TS))
 _SYSENTER_CODE, _SYSENTER_STACK = 0x00CFBB00, 0x00CFB300  # flat, DPL 1
@@ -52,7 +53,7 @@ class TrapMonitor:
         self.state = machine.state
         self.vcpu = VirtualCpu()
         self.shadow = ShadowTables(machine, self.vcpu)
-        self.processor = VirtualProcessor(machine, self.vcpu, self.shadow)
+        self.processor = VirtualProcessor(machine, self.vcpu)
         self._machinery = Machinery(machine, self.vcpu, self.processor, self.shadow)
         self._strings = StringPort(machine, self)
         self.hidden_faults = 0
@@ -73,6 +74,10 @@ class TrapMonitor:
         assert descriptors[0] is not None and descriptors[1] is not None
         p.load_stack(selectors[1], descriptors[1])
         p.load_code(selectors[0], descriptors[0], 0)
+        for segment in (at.ES, at.DS, at.FS, at.GS):
+            base, limit = s.table(segment)
+            ring = 0 if s.segment_flags(segment) & _DPL else KERNEL_RING << 13
+            s.load_segment(segment, s.selector(segment), base, limit, s.segment_flags(segment) | ring)
         load_real_cr0(self._machinery)
         self.shadow.install()
         s.store()

@@ -14,7 +14,7 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.delivery import TaskState
 from vmm.machine.machine import Machine
 from vmm.machine.processor import RegisterProcessor
-from vmm.monitor.trap.shadow import ShadowTables, deprivileged
+from vmm.monitor.trap.shadow import deprivileged
 from vmm.monitor.trap.vcpu import KERNEL_RING, VirtualCpu
 
 _VIRTUAL = EFlags.IF | EFlags.IOPL
@@ -23,9 +23,9 @@ _VIRTUAL = EFlags.IF | EFlags.IOPL
 class VirtualProcessor(RegisterProcessor):
     """`delivery.Processor` for a deprivileged guest."""
 
-    def __init__(self, machine: Machine, vcpu: VirtualCpu, shadow: ShadowTables) -> None:
+    def __init__(self, machine: Machine, vcpu: VirtualCpu) -> None:
         super().__init__(machine.state, machine.linear)
-        self._vcpu, self._shadow = vcpu, shadow
+        self._vcpu = vcpu
 
     @property
     def cpl(self) -> int:
@@ -77,16 +77,6 @@ class VirtualProcessor(RegisterProcessor):
         else:
             base, limit = vcpu.gdtr.base, vcpu.gdtr.limit
         return None if (selector | 7) > limit else base + (selector & ~7) & 0xFFFFFFFF
-
-    def write(self, address: int, size: int, value: int) -> None:
-        self.about_to_write(address, size)
-        super().write(address, size, value)
-
-    def about_to_write(self, address: int, size: int) -> None:
-        """A store of the monitor's for the guest may change the guest's descriptor tables, too."""
-        locked = self._shadow.locked
-        if address & 0xFFFFF000 in locked or address + size - 1 & 0xFFFFF000 in locked:
-            self._shadow.unlock()
 
     def load_code(self, selector: int, descriptor: Descriptor, cpl: int) -> None:
         """`selector` is the guest's; its ring 0 really gets RPL 1."""

@@ -41,6 +41,9 @@ class ShadowTables:
         self._view = memoryview(self._map)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         machine.engine.map_memory(FRAME, SIZE, host)
+        self._also = machine.memory.on_host_write
+        machine.memory.on_host_write = self._host_wrote
+        self._marking = False
         self.locked: frozenset[int] = frozenset()  # frames of the guest's tables, while the copy is good
         self.copies = 0
         own = Descriptor.segment(BASE + LDT, 0, 0x82, 0), Descriptor.segment(BASE + TSS, 0x67, 0x8B, 0)
@@ -62,6 +65,10 @@ class ShadowTables:
     def frame_of(self, address: int) -> int:
         """The physical page behind a linear address of the monitor's."""
         return FRAME + (address - BASE & ~(PAGE - 1))
+
+    def image(self) -> bytes:
+        """The monitor's pages as the processor sees them now."""
+        return bytes(self._view)
 
     @property
     def good(self) -> bool:
@@ -110,6 +117,14 @@ class ShadowTables:
                 self._view[i] &= 0x7F
         self._machine.engine.flush_tlb()
 
+    def _host_wrote(self, address: int, size: int) -> None:
+        """A store that the machine or the monitor makes for the guest may change its tables, too."""
+        if self._also is not None:
+            self._also(address, size)
+        pages = {address & ~(PAGE - 1), address + size - 1 & ~(PAGE - 1)}
+        if not self._marking and not pages.isdisjoint(self.locked):
+            self.unlock()
+
     def mark_accessed(self, address: int) -> None:
         """The processor wants to set the accessed bit of a shadow entry: do so, there and in the guest's."""
         offset = address - BASE & ~7
@@ -117,7 +132,9 @@ class ShadowTables:
         base = self._vcpu.gdtr.base if in_gdt else self._vcpu.ldtr.base
         type_byte = base + (offset - (GDT if in_gdt else LDT)) + 5 & 0xFFFFFFFF
         linear = self._machine.linear
+        self._marking = True
         linear.write(type_byte, 1, linear.read(type_byte, 1) | 1)
+        self._marking = False
         self._view[offset + 5] |= 1
 
 
