@@ -15,7 +15,7 @@ from unicorn import UC_ARCH_X86, UC_MODE_32, UC_PROT_ALL, Uc
 from unicorn import x86_const as X
 
 from tests.machines import CODE, DATA, STACK, Lab, handler, lab, run
-from tests.programs import COMPUTE, Program, Step, programs
+from tests.programs import ATOMS, COMPUTE, DESCRIPTORS, Program, Step, programs
 
 MODES = ("native", "trap")
 SLOW = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
@@ -123,6 +123,26 @@ def test_a_run_in_slices_is_the_run_at_once(mode: str, program: Program, slices:
     assert cut.everything() == whole.everything()
     assert outcome.kind in ("budget", "halt")
     assert outcome.kind == "halt" or whole.retired == LIMIT
+
+
+@SLOW
+@given(programs((*ATOMS, *["evict"] * 8), paged=True), st.lists(st.integers(1, 90), min_size=1, max_size=4))
+def test_slices_with_demand_paging(program: Program, slices: list[int]) -> None:
+    """The same where pages of code and data come and go: a block that runs into an absent page, too, is exact."""
+    whole, cut = program.lab(), program.lab()
+    whole.run(LIMIT)
+    _in_slices(cut, slices, LIMIT)
+    assert cut.everything() == whole.everything()
+
+
+@SLOW
+@given(programs((*DESCRIPTORS, *ATOMS)), st.lists(st.integers(1, 90), min_size=1, max_size=4))
+def test_slices_while_tables_change(program: Program, slices: list[int]) -> None:
+    """The same under trap-and-emulate while the guest changes its descriptor tables: hidden faults count nothing."""
+    whole, cut = program.lab("trap"), program.lab("trap")
+    whole.run(LIMIT)
+    _in_slices(cut, slices, LIMIT)
+    assert cut.everything() == whole.everything()
 
 
 @pytest.mark.parametrize("mode", MODES)

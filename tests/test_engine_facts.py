@@ -27,7 +27,7 @@ from tests.machines import (
     lab,
     run,
 )
-from tests.programs import Program, programs
+from tests.programs import ATOMS, Program, programs
 from vmm.errors import EngineError
 from vmm.image.image import Image
 from vmm.image.load import load_image
@@ -314,5 +314,15 @@ def test_a_random_program_runs_the_same_without_the_fast_ways(
 ) -> None:
     """The same for random programs with a timer."""
     usual, other = program.lab(mode), program.lab(mode, Engine(**FALLBACKS[fallback]))
+    assert usual.run(1500) == other.run(1500)
+    assert other.everything() == usual.everything()
+
+
+@pytest.mark.parametrize("fallback", FALLBACKS)
+@settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+@given(program=programs((*ATOMS, *["evict"] * 8), paged=True))
+def test_demand_paging_is_the_same_without_the_fast_ways(fallback: str, program: Program) -> None:
+    """The same with pages that come and go."""
+    usual, other = program.lab(), program.lab(engine=Engine(**FALLBACKS[fallback]))
     assert usual.run(1500) == other.run(1500)
     assert other.everything() == usual.everything()

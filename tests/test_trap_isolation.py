@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.machines import CODE, DATA, FREE, GDT, KERNEL_CODE, KERNEL_DATA, STACK, USER_STACK, Lab, lab, run
-from tests.programs import ATOMS, DESCRIPTORS, Program, Salt, programs
+from tests.program_atoms import Salt
+from tests.programs import ATOMS, DESCRIPTORS, Program, programs
 from tools.fuzz import guest
 from vmm.isa.descriptors import Descriptor
 from vmm.isa.vectors import Vector
