@@ -49,6 +49,7 @@ from tests.program_atoms import (
 from vmm.image.asm import Assembly, assemble_text
 from vmm.isa.descriptors import Descriptor, SystemType
 from vmm.isa.vectors import ERROR_CODE_VECTORS
+from vmm.machine.clock import Clock
 from vmm.machine.cpu.engine import Engine
 
 RUNTIME = 0x8000  # the kernel
@@ -220,7 +221,7 @@ class Program:
         tail += b"\x0f\x85" + struct.pack("<i", -(len(body) + len(tail) + 6)) + b"\xfa\xf4"
         return head + body + tail
 
-    def lab(self, mode: str = "native", engine: Engine | None = None) -> Lab:
+    def lab(self, mode: str = "native", engine: Engine | None = None, clock: Clock | None = None) -> Lab:
         """The program on a machine."""
         symbols = runtime().symbols
         idt: dict[int, Descriptor | bytes] = {n: gate(symbols[f"v{n}"]) for n in range(32)}
@@ -234,7 +235,7 @@ class Program:
         if self.paged:
             idt[14] = gate(symbols["demand"])
             memory += enable_paging(dict.fromkeys(PAGED, 0))
-        return lab(self.image(), mode, idt=idt, engine=engine, memory=memory)
+        return lab(self.image(), mode, idt=idt, engine=engine, memory=memory, clock=clock)
 
 
 def programs(

@@ -5,11 +5,14 @@ Each fact was measured once on the engine itself; here it is a promise of the ma
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import threading
 
 import pytest
 import unicorn
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from tests.guest_expectations import EXPECTATIONS, Expectation
 from tests.machines import (
@@ -27,7 +30,7 @@ from tests.machines import (
     lab,
     run,
 )
-from tests.programs import ATOMS, Program, programs
+from tests.programs import ATOMS, COMPUTE, DESCRIPTORS, Program, programs
 from vmm.errors import EngineError
 from vmm.image.image import Image
 from vmm.image.load import load_image
@@ -35,6 +38,7 @@ from vmm.isa.descriptors import Descriptor, SystemType
 from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags
 from vmm.machine.boot import boot
+from vmm.machine.clock import HostClock
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import verify
 from vmm.machine.cpu.engine import Engine
@@ -326,3 +330,34 @@ def test_demand_paging_is_the_same_without_the_fast_ways(fallback: str, program:
     usual, other = program.lab(), program.lab(engine=Engine(**FALLBACKS[fallback]))
     assert usual.run(1500) == other.run(1500)
     assert other.everything() == usual.everything()
+
+
+# What does not depend on time.
+_TIMELESS = (
+    *COMPUTE,
+    "software",
+    "single step",
+    "stack segment",
+    "segment",
+    "string port",
+    "fault",
+    "interrupts",
+)
+
+
+@pytest.mark.parametrize("mode", MODE_NAMES)
+@settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+@given(program=st.one_of(programs((*_TIMELESS, *DESCRIPTORS)), programs(_TIMELESS, user=True)))
+def test_a_program_runs_the_same_uncounted(mode: str, program: Program) -> None:
+    """With the host clock and no bound, where nothing is counted, a guest that does not look at time is the same."""
+    program = dataclasses.replace(program, period=0)
+    counted, free = program.lab(mode), program.lab(mode, clock=HostClock())
+    outcome = counted.run(1500)
+    assume(outcome.kind == "halt")
+    timer = threading.Timer(10, free.machine.poke, ("timeout",))
+    timer.start()
+    assert free.machine.run() == outcome
+    timer.cancel()
+    ours, theirs = free.everything(), counted.everything()
+    for name in ("registers", "memory", "console"):
+        assert ours[name] == theirs[name]
