@@ -166,6 +166,22 @@ def test_a_handler_for_virtual_8086_mode_must_be_ring_0s() -> None:
     assert made.stack(3) == [(USER_CODE & ~3) + EXT, 0, 0x700]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("again", (False, True))
+def test_a_process_cannot_enter_virtual_8086_mode(again: bool, mode: str) -> None:
+    """IRET in ring 3 ignores VM, IF and IOPL of the flags that it pops, and returns as ever."""
+    flags = EFlags.VM | EFlags.IOPL | EFlags.IF | EFlags.CF | FLAGS
+    made = run(
+        f"to_user\n mov ecx, {2 if again else 1}\nround:  push dword {flags:#x}\n push dword {USER_CODE}\n"
+        " push dword there\n iretd\n nop\nthere:  loop round\n int 0x40",
+        mode,
+        limit=60,
+    )
+    assert made.vector == N
+    assert made.stack(3)[1:] == [USER_CODE, EFlags.CF | FLAGS]
+    assert made.stack(4)[3] == USER_STACK
+
+
 # Double and triple faults
 
 

@@ -321,6 +321,22 @@ def test_turning_paging_off_and_on_again() -> None:
     assert [made.reg(name) for name in ("ebx", "ecx", "edx")] == [0x11, 0x33, 0x11]
 
 
+def test_code_whose_page_has_been_taken_away_is_still_counted() -> None:
+    """Code that runs by a stale translation counts instruction by instruction, as after any other fetch."""
+    entry = PAGES + 0x1000 + (DATA >> 12) * 4
+    code = b"\x43" * 20 + b"\xc3"
+    made = lab(
+        f"{PAGING_ON} mov eax, DATA\n call eax\n mov dword [{entry:#x}], 0\nhere:   call eax\n int 0x40",
+        memory=[*enable_paging(), (DATA, code)],
+    )
+    made.run_to("here")
+    before = made.retired
+    made.run(before + 1 + 7)
+    if made.vector is None:  # the translation is still there, as a TLB may keep it
+        assert (made.machine.state.eip, made.reg("ebx")) == (DATA + 7, 27)
+    assert made.retired == before + 8
+
+
 # Fetches
 
 

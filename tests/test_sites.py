@@ -181,3 +181,20 @@ def test_in_a_process_they_are_refused_where_they_stand(name: str, mode: str) ->
     )
     assert made.vector == 0x40
     assert made.read(DATA) == 5
+
+
+@pytest.mark.parametrize(
+    "first", ("sub edx, 0x7fffffff", "dec edx", "add ecx, ecx", "cmp edx, ecx", "shl edx, 1")
+)
+def test_the_flags_survive_one_that_faults(first: str) -> None:
+    """Where the engine keeps such an instruction and it faults, the frame holds the flags of before."""
+    setup = f"to_user\n mov edx, 1\n mov ecx, -1\n {first}\n push dword 0\n push dword 0\n push dword 0\n"
+    refused = run(f"{setup} iretd", limit=40)
+    assert refused.vector == Vector.GP
+    plain = run(f"{setup} cli", limit=40)
+    assert refused.stack(4)[3] == plain.stack(4)[3]
+    missing = enable_paging({0x97000: 0})
+    setup = f"{PAGING_ON} to_user\n mov edx, 1\n mov ecx, -1\n mov esp, 0x97FF0\n {first}\n"
+    unread = run(f"{setup} iretd", memory=missing, limit=60)
+    assert unread.vector == Vector.PF
+    assert unread.stack(4)[3] & 0xFFFF == run(f"{setup} cli", memory=missing, limit=60).stack(4)[3] & 0xFFFF

@@ -108,6 +108,8 @@ class Bare:
                 where = linear.translate(address, write=write, user=False)
             except PageFault:
                 return None
+        if access == FETCH:
+            linear.fetched(address, where.frame)
         return self.machine.frames.permissions(where.frame, access, where.writable, self._near)
 
     def _near(self) -> tuple[int, int]:

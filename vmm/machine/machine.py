@@ -39,6 +39,7 @@ from vmm.machine.pc import Devices
 from vmm.machine.ports import PortExits
 from vmm.machine.processor import Linear
 from vmm.machine.retirement import Retirement
+from vmm.machine.returns import asks_for_virtual_8086, clear_virtual_8086
 from vmm.machine.tlb import FrameTable
 
 _POLL = stub.POLL // 4
@@ -380,6 +381,9 @@ class Machine:
         """An instruction that the machine executes itself, or with which counting must begin."""
         self.retirement.settle()
         instruction = self.decode_here()
+        if instruction is not None and asks_for_virtual_8086(self.state, self.linear, instruction):
+            clear_virtual_8086(self.state, self.linear)
+            return "instruction IRET"
         if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
             self._count_from_here()
             return ""
@@ -503,11 +507,13 @@ class Machine:
     def on_translated(self, address: int, size: int) -> tuple[int, ...]:
         linear = address & 0xFFFFFFFF
         code = self.linear.code(linear, size)
-        return sites.find(code, linear, self.run_state.free, self.state.wide_code)
+        return sites.find(code, linear, self.run_state.free, self.state.wide_code, self.state.cpl == 3)
 
     def on_site(self, address: int) -> bool:
         code = self.linear.code(address, 15)
         instruction = decode_in(self.state.wide_code, code, address)
+        if instruction is not None and asks_for_virtual_8086(self.state, self.linear, instruction):
+            return True
         if not sites.is_site(instruction, code, self.run_state.free):
             return False
         if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:

@@ -16,6 +16,7 @@ from vmm.machine.memory import EXTENDED_START, Memory
 from vmm.machine.paging import PageFault, Translation, walk
 
 _CR0 = at.CR0 // 4
+FETCHED_LIMIT = 1 << 14
 
 
 class Linear:
@@ -24,6 +25,7 @@ class Linear:
     def __init__(self, state: CpuState, memory: Memory) -> None:
         self._state, self._memory = state, memory
         self.a20_mask = 0xFFFFFFFF
+        self._fetched: dict[int, int] = {}  # frames by linear page number, see `code`
 
     def translate(self, address: int, *, write: bool, user: bool, mark: bool = True) -> Translation:
         s = self._state
@@ -57,8 +59,18 @@ class Linear:
         if (address & 0xFFF) + size > 0x1000:
             self.translate((address | 0xFFF) + 1 & 0xFFFFFFFF, write=True, user=user)
 
+    def fetched(self, address: int, frame: int) -> None:
+        """The CPU was given this physical page for the code at a linear address."""
+        if len(self._fetched) >= FETCHED_LIMIT:
+            self._fetched.clear()
+        self._fetched[address >> 12] = frame
+
     def code(self, address: int, size: int) -> bytes:
-        """Up to `size` bytes at a linear address, without leaving a trace; shorter where a page is absent."""
+        """Up to `size` bytes at a linear address, without leaving a trace; shorter where a page is absent.
+
+        A guest may have taken the page away and not flushed the TLB, by which the CPU goes on executing it: so
+        an absent page is where it was last fetched from.
+        """
         memory = self._memory
         if not self._state.words[_CR0] & CR0.PG and EXTENDED_START <= address < memory.size - size:
             return memory.bytes[address & self.a20_mask : (address & self.a20_mask) + size].tobytes()
@@ -69,7 +81,10 @@ class Linear:
             try:
                 frame = self.translate(here, write=False, user=False, mark=False).frame
             except PageFault:
-                break
+                known = self._fetched.get(here >> 12)
+                if known is None:
+                    break
+                frame = known
             start = frame | here & 0xFFF
             if self._memory.is_ram(start):
                 data += self._memory.bytes[start : start + length]

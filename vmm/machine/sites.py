@@ -13,6 +13,7 @@ import re
 
 from vmm.isa.decode import Instruction
 from vmm.machine.code import decode_in
+from vmm.machine.returns import IRET
 
 # By the key of the decoder. MOV to CR3 is left to the engine, which does it right and often.
 KEYS = frozenset(("6C", "6D", "6E", "6F", "E0", "E1", "F1", "0F21", "0F22", "0F23", "0F30", "0F32", "0F00/3"))
@@ -32,6 +33,7 @@ _CR3 = 3
 # What may switch interrupts on without an exit: sites only while nothing counts blocks (`Machine.run`).
 INTERRUPT_FLAG = frozenset((0x9D, 0xCF, 0xFB))
 _WIDER = re.compile(PATTERNS.pattern + rb"|[\x9d\xcf\xfb]", re.DOTALL)
+_IN_PROCESS = re.compile(PATTERNS.pattern + rb"|\xcf", re.DOTALL)  # see `returns`
 
 
 def is_site(instruction: Instruction | None, code: bytes, wider: bool = False) -> bool:
@@ -49,15 +51,21 @@ def is_site(instruction: Instruction | None, code: bytes, wider: bool = False) -
     return instruction.key in KEYS or instruction.key in REFUSED and instruction.memory is None
 
 
-def find(code: bytes, address: int, wider: bool = False, wide_code: bool = True) -> tuple[int, ...]:
-    """Linear addresses of such instructions in a block of straight-line code, of 32 bits if `wide_code`."""
-    patterns = _WIDER if wider else PATTERNS
+def find(
+    code: bytes, address: int, wider: bool = False, wide_code: bool = True, process: bool = False
+) -> tuple[int, ...]:
+    """Linear addresses of such instructions in a block of straight-line code, of 32 bits if `wide_code`.
+
+    In ring 3 (`process`) IRET is among them.
+    """
+    patterns = _WIDER if wider else _IN_PROCESS if process else PATTERNS
     if not patterns.search(code):
         return ()
     found, at = [], 0
     while at < len(code):
         instruction = decode_in(wide_code, code[at : at + 15], 0)
-        if is_site(instruction, code[at:], wider):
+        is_iret = process and instruction is not None and instruction.opcode == IRET
+        if is_iret or is_site(instruction, code[at:], wider):
             found.append(address + at & 0xFFFFFFFF)
         if instruction is None:
             # Not an instruction to the decoder, but perhaps to the engine: from here on, every place where one

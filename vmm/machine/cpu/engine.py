@@ -32,11 +32,12 @@ from vmm.machine.cpu.verify import PAGE, TlbEntry, context_bytes, open_engine, u
 READ, WRITE, FETCH = U.UC_MEM_READ, U.UC_MEM_WRITE, U.UC_MEM_FETCH
 PROT_READ, PROT_WRITE, PROT_EXEC = U.UC_PROT_READ, U.UC_PROT_WRITE, U.UC_PROT_EXEC
 NO_EXCEPTION = 0xFFFFFFFF
-_UD = 6
+_DB, _UD = 1, 6
 _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
 _REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
 _FLUSH_TB = U.UC_CTL_TB_FLUSH | 1 << 30
 _IS_INT, _OLD_EXCEPTION = at.EXCEPTION_IS_INT // 4, at.OLD_EXCEPTION // 4
+_EIP = at.EIP // 4
 
 _VOID_P, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
 
@@ -122,6 +123,7 @@ class Engine:
         self._sealed_budget = 0
         self._refused: tuple[int, int] | None = None
         self._site_stop = False
+        self._site_eip, self._site_flags = -1, 0  # a site left to the engine that has not yet gone on
         self._dropping: int | None = None
         self._translated = (0, 0, 0)
         self._block_hook: ctypes.c_size_t | None = None
@@ -371,6 +373,8 @@ class Engine:
             self.flush_tlb()
             return Stop.COLLAPSED
         if self._refused is not None:
+            if self.state.eip == self._site_eip and self._refused[1] != FETCH:
+                self._restore_site_flags()
             return Stop.REFUSED
         if status:
             raise EngineError(f"the CPU engine gave up: {unicorn.UcError(status)} at EIP {self.state.eip:#x}")
@@ -414,6 +418,8 @@ class Engine:
             # The engine takes a second fault for a double fault, and a later exit for an INT, if these stay.
             w[_OLD_EXCEPTION] = NO_EXCEPTION
             w[_IS_INT] = 0
+            if w[_EIP] == self._site_eip and not software and vector != _DB:
+                self._restore_site_flags()
             self._handler.on_exception(vector, software)  # type: ignore[union-attr]  # attached before run
             if self._copied:
                 state.store()
@@ -524,6 +530,13 @@ class Engine:
             if self._handler.on_site(address & 0xFFFFFFFF):  # type: ignore[union-attr]
                 self._site_stop = True
                 uclib.uc_emu_stop(self._engine)
+            else:
+                # Should this instruction fault, the engine forgets what the hook did to its lazy flags.
+                self._site_eip, self._site_flags = self.state.eip, self.state.eflags
+
+    def _restore_site_flags(self) -> None:
+        self.state.eflags = self._site_flags
+        self._site_eip = -1
 
     def _on_block(self, _uc: int, address: int, size: int, _data: int, return_address: int) -> None:
         """The first visit of a translation: learn its number of instructions, then charge it."""
