@@ -36,8 +36,8 @@ from tests.programs import ATOMS, COMPUTE, DESCRIPTORS, Program, programs
 from vmm.isa.descriptors import Descriptor
 from vmm.isa.vectors import Vector
 from vmm.isa.words import CR0, EFlags
+from vmm.monitor.deprivileged.vcpu import KERNEL_RING
 from vmm.monitor.trap.monitor import TrapMonitor
-from vmm.monitor.trap.vcpu import KERNEL_RING
 
 MANY = settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
 LIMIT = 2000

@@ -21,7 +21,7 @@ from vmm.isa.vectors import Vector
 from vmm.isa.words import CR0, CR4
 from vmm.machine.cpu import layout as at
 from vmm.machine.machine import Machine
-from vmm.monitor.trap import shadow
+from vmm.monitor.deprivileged import descriptors as shadow
 from vmm.monitor.trap.monitor import TrapMonitor
 from vmm.vm import VirtualMachine
 

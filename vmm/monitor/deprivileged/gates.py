@@ -14,7 +14,7 @@ from vmm.isa.decode import Instruction
 from vmm.isa.descriptors import RPL, Descriptor, SystemType
 from vmm.isa.vectors import Vector
 from vmm.machine.delivery import Fault, has_room, inner_stack
-from vmm.monitor.trap.emulate import Machinery
+from vmm.monitor.deprivileged.emulate import Machinery
 
 _FAR = {"9A": True, "EA": False, "FF/3": True, "FF/5": False}  # whether it is a CALL
 _GATES = (SystemType.CALL_GATE32, SystemType.CALL_GATE16)

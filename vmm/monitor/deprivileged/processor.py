@@ -14,8 +14,8 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.delivery import TaskState
 from vmm.machine.machine import Machine
 from vmm.machine.processor import RegisterProcessor
-from vmm.monitor.trap.shadow import deprivileged
-from vmm.monitor.trap.vcpu import KERNEL_RING, VirtualCpu
+from vmm.monitor.deprivileged.descriptors import deprivileged
+from vmm.monitor.deprivileged.vcpu import KERNEL_RING, VirtualCpu
 
 _VIRTUAL = EFlags.IF | EFlags.IOPL
 

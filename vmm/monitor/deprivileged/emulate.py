@@ -23,9 +23,9 @@ from vmm.machine.cpu.state import ECX, EDX
 from vmm.machine.delivery import Fault
 from vmm.machine.machine import Machine
 from vmm.machine.processor import system_descriptor, take_task_state
-from vmm.monitor.trap.processor import VirtualProcessor
-from vmm.monitor.trap.shadow import ShadowTables
-from vmm.monitor.trap.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
+from vmm.monitor.deprivileged.descriptors import ShadowTables
+from vmm.monitor.deprivileged.processor import VirtualProcessor
+from vmm.monitor.deprivileged.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
 
 _CR0_KNOWN = CR0.PE | CR0.MP | CR0.EM | CR0.TS | CR0.ET | CR0.NE | CR0.WP | CR0.AM | CR0.NW | CR0.CD | CR0.PG
 _CR0_REAL = CR0.MP | CR0.EM | CR0.TS  # what the processor must have as the guest believes

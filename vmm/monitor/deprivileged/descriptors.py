@@ -19,7 +19,7 @@ from vmm.isa.descriptors import Descriptor
 from vmm.machine.cpu import layout as at
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
-from vmm.monitor.trap.vcpu import KERNEL_RING, VirtualCpu
+from vmm.monitor.deprivileged.vcpu import KERNEL_RING, VirtualCpu
 
 BASE = 0xFFC0_0000  # linear address of the monitor's pages
 FRAME = 0xF000_0000  # where the machine's bus shows them, above all RAM

@@ -1,0 +1,243 @@
+"""A monitor that runs its guest's kernel in ring 1: each exit is emulated, reflected into the guest, or ends it.
+
+What trap-and-emulate and the translator have in common: the virtual CPU, shadow descriptor tables, emulation
+of privileged instructions, delivery of exceptions on the virtual processor, the guest's memory.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vmm.errors import GuestError
+from vmm.isa.decode import Instruction
+from vmm.isa.vectors import Vector
+from vmm.isa.words import EFlags
+from vmm.machine import delivery
+from vmm.machine.bare import bitmap_allows
+from vmm.machine.cpu import layout as at
+from vmm.machine.cpu import stub
+from vmm.machine.cpu.engine import FETCH, PROT_EXEC, PROT_READ, PROT_WRITE, WRITE
+from vmm.machine.cpu.state import GENERAL, SEGMENT_NAMES
+from vmm.machine.delivery import Fault, Kind
+from vmm.machine.machine import Machine
+from vmm.machine.memory import ONES, SINK
+from vmm.machine.paging import PageFault
+from vmm.machine.sites import STRING_PORT
+from vmm.machine.strings import StringPort
+from vmm.monitor.deprivileged.descriptors import ShadowTables
+from vmm.monitor.deprivileged.emulate import Machinery, Row, emulate, load_real_cr0, row_for
+from vmm.monitor.deprivileged.gates import transfer
+from vmm.monitor.deprivileged.processor import VirtualProcessor
+from vmm.monitor.deprivileged.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
+
+KNOWN_LIMIT = 4096
+_DPL = 3 << 13  # in a descriptor's second word
+_CONTROL_REGISTER = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf2\xf3]*\x0f[\x20\x22]")  # MOV to or from one
+_SELECTOR_FAULTS = frozenset((Vector.NP, Vector.SS, Vector.GP, Vector.TS))
+_SYSENTER_CODE, _SYSENTER_STACK = 0x00CFBB00, 0x00CFB300  # flat, DPL 1
+
+
+class DeprivilegedMonitor:
+    """`Control` for a guest whose ring 0 runs in ring 1."""
+
+    interrupts_rise_silently = False  # virtual IF changes by emulation only
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.state = machine.state
+        self.vcpu = VirtualCpu()
+        self.shadow = ShadowTables(machine, self.vcpu)
+        self.processor = VirtualProcessor(machine, self.vcpu)
+        self._machinery = Machinery(machine, self.vcpu, self.processor, self.shadow)
+        self._strings = StringPort(machine, self)
+        self.hidden_faults = 0
+        # What was found at the bytes of an instruction that trapped before: decoding is most of an exit.
+        self._known: dict[bytes, tuple[Instruction, Row, str]] = {}
+
+    def start(self) -> None:
+        """Take over a processor that has been set up for the guest in ring 0, and deprivilege it."""
+        s, v, p = self.state, self.vcpu, self.processor
+        v.cr0, v.cr2, v.cr3, v.cr4 = s.cr0, s.cr2, s.cr3, s.cr4
+        v.gdtr.base, v.gdtr.limit = s.table(at.GDT)
+        v.idtr.base, v.idtr.limit = s.table(at.IDT)
+        base, limit = s.table(at.TR)
+        v.tr = SystemSegment(s.selector(at.TR), base, limit, s.segment_flags(at.TR) >> 8 & 0xF)
+        selectors = s.selector(at.CS), s.selector(at.SS)
+        p.eflags = s.eflags
+        descriptors = [p.descriptor(selector) for selector in selectors]
+        assert descriptors[0] is not None and descriptors[1] is not None
+        p.load_stack(selectors[1], descriptors[1])
+        p.load_code(selectors[0], descriptors[0], 0)
+        for segment in (at.ES, at.DS, at.FS, at.GS):
+            base, limit = s.table(segment)
+            ring = 0 if s.segment_flags(segment) & _DPL else KERNEL_RING << 13
+            s.load_segment(segment, s.selector(segment), base, limit, s.segment_flags(segment) | ring)
+        load_real_cr0(self._machinery)
+        self.shadow.install()
+        s.store()
+
+    # Interrupts
+
+    @property
+    def poll(self) -> int:
+        return stub.STOP_NOW if self.vcpu.interrupts else 0
+
+    def can_interrupt(self) -> bool:
+        return self.vcpu.interrupts and not self.state.inhibited
+
+    def can_wake(self) -> bool:
+        return self.vcpu.interrupts
+
+    def _refuse_virtual_8086(self) -> None:
+        """The engine's IRET enters virtual-8086 mode from any ring, without a trap; here is the first exit."""
+        if self.state.system_flags & EFlags.VM:
+            raise GuestError(
+                f"virtual-8086 mode at EIP {self.state.eip:#x}: trap mode has none; use --mode native"
+            )
+
+    def interrupt(self, vector: int) -> None:
+        self._refuse_virtual_8086()
+        delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
+        self.machine.retire()
+
+    # Exceptions
+
+    def exception(self, vector: int, error_code: int, software: bool) -> str | None:
+        if not software:
+            if vector == Vector.GP and (name := self._emulated()):
+                return name
+            if vector in (Vector.NP, Vector.GP) and error_code and self._through_gate():
+                return "emulated far transfer"
+            if vector in _SELECTOR_FAULTS and error_code and not self.shadow.good:
+                self.shadow.copy()  # the instruction is done over, with good descriptors
+                self.hidden_faults += 1
+                return "hidden fault: stale descriptor"
+        self._refuse_virtual_8086()
+        kind = Kind.SOFTWARE if software else Kind.EXCEPTION
+        delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
+        if not software:
+            self.machine.retire()  # a delivery takes time; that of INT n is the instruction's
+        return None
+
+    def _emulated(self) -> str | None:
+        """Emulate the privileged instruction that raised #GP; its name, or None if the fault is the guest's."""
+        code = self.machine.linear.code(self.state.linear_eip, 15)
+        known = self._known.get(code) if self.state.wide_code else None
+        if known is None:
+            instruction = self.machine.decode_here()
+            if instruction is None and self.processor.cpl == 0 and _CONTROL_REGISTER.match(code):
+                self.fault(Fault(Vector.UD))  # one that does not exist: privilege is not the reason
+                return "exception #UD"
+            row = row_for(instruction) if instruction is not None else None
+            if instruction is None or row is None:
+                return None
+            if len(self._known) > KNOWN_LIMIT:
+                self._known.clear()
+            known = instruction, row, f"emulated {instruction.mnemonic}"
+            if self.state.wide_code:
+                self._known[code] = known
+        instruction, row, reason = known
+        try:
+            return reason if emulate(self._machinery, instruction, row) else None
+        except (Fault, PageFault) as fault:
+            self.fault(fault)
+        return reason
+
+    def _through_gate(self) -> bool:
+        """Whether the fault was a far transfer through a gate, which has now been made."""
+        instruction = self.machine.decode_here()
+        try:
+            return instruction is not None and transfer(self._machinery, instruction)
+        except (Fault, PageFault) as fault:
+            self.fault(fault)
+        return True
+
+    def fault(self, fault: Fault | PageFault) -> None:
+        if isinstance(fault, PageFault):
+            self.vcpu.cr2 = fault.address
+            vector, error_code = int(Vector.PF), fault.code
+        else:
+            vector, error_code = fault.vector, fault.error_code
+        delivery.deliver(self.processor, vector, error_code, Kind.EXCEPTION)
+        self.machine.retire()
+
+    # Memory: the guest has no paging, so linear addresses are physical ones, but for the monitor's pages
+
+    def fill(self, address: int, access: int) -> tuple[int, int] | None:
+        if self.shadow.contains(address):
+            return self._fill_own(address, access)
+        frame = address & 0xFFFFF000 & self.machine.linear.a20_mask
+        writable = frame not in self.shadow.locked
+        if not writable and access == WRITE:
+            self.shadow.unlock()
+            writable = True
+        return self.machine.frames.permissions(frame, access, writable, self._near)
+
+    def _near(self) -> tuple[int, int]:
+        eip, mask = self.state.linear_eip & 0xFFFFF000, self.machine.linear.a20_mask
+        return eip & mask, eip + 0x1000 & mask
+
+    def _fill_own(self, address: int, access: int) -> tuple[int, int] | None:
+        """The monitor's pages: the processor reads them, the guest may look, nobody writes.
+
+        Natively nothing is there, so what the guest stores vanishes. The processor stores only to set a
+        descriptor's accessed bit; that store is refused, and made by the monitor.
+        """
+        if access == FETCH:
+            return ONES, PROT_EXEC
+        if access != WRITE:
+            return self.shadow.frame_of(address), PROT_READ
+        instruction = self.machine.decode_here()
+        if instruction is not None and _loads_segment(instruction):
+            return None
+        return SINK, PROT_WRITE
+
+    def page_fault(self, address: int, access: int) -> None:
+        """A refused store into the shadow tables: the accessed bit. The instruction is then done over."""
+        self.shadow.mark_accessed(address)
+
+    # Ports and instructions
+
+    def port_allowed(self, port: int, size: int) -> bool:
+        if self.processor.cpl <= self.vcpu.iopl:
+            return True
+        return bitmap_allows(self.processor, port, size)
+
+    def sysenter(self) -> None:
+        msrs = self.vcpu.msrs
+        selector = msrs[0x174] & 0xFFFC
+        if not selector:
+            raise Fault(Vector.GP)
+        s, flat = self.state, (0, 0xFFFFFFFF)
+        self.vcpu.interrupts = False
+        s.set_system_flags(EFlags.VM | EFlags.RF)
+        s.load_segment(at.CS, selector | KERNEL_RING, *flat, _SYSENTER_CODE)
+        s.load_segment(at.SS, selector + 8 | KERNEL_RING, *flat, _SYSENTER_STACK)
+        s.esp, s.eip = msrs[0x175], msrs[0x176]
+
+    def wants(self, instruction: Instruction) -> bool:
+        """The others trap by themselves, because the guest's kernel is not in ring 0."""
+        return instruction.opcode in STRING_PORT or instruction.opcode == 0xF1
+
+    def execute(self, instruction: Instruction) -> None:
+        if instruction.opcode in STRING_PORT:
+            self._strings.execute(instruction)
+            return
+        self.state.eip += instruction.size
+        self.machine.retire()
+        raise Fault(Vector.DB)
+
+    def registers(self) -> dict[str, int]:
+        v, s = self.vcpu, self.state
+        values = {name: s.get(i) for i, name in enumerate(GENERAL)}
+        values |= {"eip": s.eip, "eflags": self.processor.eflags}
+        values |= dict(zip(SEGMENT_NAMES, self.processor.selectors(), strict=True))
+        return values | {"cr0": v.cr0, "cr2": v.cr2, "cr3": v.cr3, "cr4": v.cr4}
+
+
+# What sets a descriptor's accessed bit. Far transfers do not on this CPU, and a far CALL stores on the stack.
+_SEGMENT_LOADS = frozenset((0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5))
+
+
+def _loads_segment(instruction: Instruction) -> bool:
+    return instruction.opcode in _SEGMENT_LOADS
