@@ -61,6 +61,8 @@ class Bare:
     def exception(self, vector: int, error_code: int, software: bool) -> None:
         self._must_be_protected(name(vector))
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
+        if self.machine.run_state.listeners:
+            self.machine.emit("delivered", vector=vector, error_code=error_code)
         delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
         if not software:
             self.machine.retire()  # a delivery takes time; that of INT n is the instruction's
@@ -74,6 +76,8 @@ class Bare:
 
     def interrupt(self, vector: int) -> None:
         self._must_be_protected(f"interrupt {vector:#x}")
+        if self.machine.run_state.listeners:
+            self.machine.emit("delivered", vector=vector, error_code=0)
         delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
         self.machine.retire()
 
