@@ -174,7 +174,7 @@ class Watch:
         self._guard = _guards[0]
         self._engine = engine
         self._word = ctypes.c_uint32(0)
-        self._address = ctypes.addressof(self._word)
+        self.address = ctypes.addressof(self._word)  # not zero there while collapsing
 
     @property
     def collapsing(self) -> bool:
@@ -186,7 +186,7 @@ class Watch:
         if guard is not None:
             slot = guard.slot_of_this_thread()
             if slot is not None:
-                guard.quads[slot + 1], guard.quads[slot + 2] = self._engine, self._address
+                guard.quads[slot + 1], guard.quads[slot + 2] = self._engine, self.address
 
     def leave(self) -> bool:
         """After it; whether it collapsed."""

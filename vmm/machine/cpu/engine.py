@@ -24,7 +24,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from vmm.errors import EngineError
 from vmm.machine.cpu import layout as at
-from vmm.machine.cpu import stub
+from vmm.machine.cpu import stub, walker
 from vmm.machine.cpu.collapse import Watch
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.cpu.verify import PAGE, TlbEntry, context_bytes, open_engine, u64_at, verify_once
@@ -133,6 +133,7 @@ class Engine:
         self._entry = TlbEntry()
         self.running = False
         self.meter = stub.Meter()
+        self.walker = walker.Walker()
         self._native = native_code and stub.supported()
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits([])
@@ -176,6 +177,7 @@ class Engine:
             if address:
                 window = (ctypes.c_uint8 * at.SIZE).from_address(address)
                 self._copied = False
+                self.walker.connect(address + at.HFLAGS, self._watch.address)
                 return CpuState(memoryview(window).cast("B"), flags_now)
         context = self._uc.context_save()
         self._keep.append(context)
@@ -249,7 +251,13 @@ class Engine:
         ):
             instruction = getattr(X, f"UC_X86_INS_{name}")
             self._hook(U.UC_HOOK_INSN, kind(guard(callback, default)), instruction=instruction)
-        self._hook(U.UC_HOOK_TLB_FILL, _ON_FILL(self._on_fill))
+        on_fill = _ON_FILL(self._on_fill)
+        fill_callback: object = on_fill
+        if self.walker.native:
+            page = stub.CodePage()
+            self._keep += [page, on_fill]
+            fill_callback = _VOID_P(page.add(walker.fill_code(ctypes.cast(on_fill, _VOID_P).value or 0)))
+        self._hook(U.UC_HOOK_TLB_FILL, fill_callback, self.walker.address)
         self._hook(U.UC_HOOK_EDGE_GENERATED, _ON_TRANSLATED(guard(self._on_translated)))
         on_block = _ON_BLOCK(guard(self._on_block))
         self._keep.append(on_block)
@@ -307,9 +315,11 @@ class Engine:
         The library takes a linear address and looks it up in the TLB; `_dropping` answers that look-up.
         """
         self._dropping = start & ~(PAGE - 1)
+        self.walker.close(walker.DROPPING)
         self.flush_tlb()
         uclib.uc_ctl(self._engine, _REMOVE_CACHE, _U64(start), _U64(end))
         self._dropping = None
+        self.walker.open(walker.DROPPING)
         self.flush_tlb()
 
     def drop_all_code(self) -> None:
@@ -335,6 +345,7 @@ class Engine:
             self._sealed = self.state.save()
             self._sealed_budget = self.meter.budget
             self._requested = True
+            self.walker.close(walker.SEALED)
             self.flush_tlb()
             uclib.uc_emu_stop(self._engine)
 
@@ -392,6 +403,7 @@ class Engine:
         self.meter.budget = self._sealed_budget
         self.meter.forget_last()
         self._sealed = None
+        self.walker.open(walker.SEALED)
         self.flush_tlb()
         return True
 
