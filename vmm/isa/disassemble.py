@@ -46,3 +46,8 @@ def disassemble(code: bytes, address: int, count: int = 0) -> list[Instruction]:
         found.append(Instruction(where, size, mnemonic, operands, code[at : at + size]))
         at += size
     return found
+
+
+def sizes(code: bytes, count: int) -> list[int]:
+    """The sizes of at most `count` 32-bit instructions that open `code`; ends as `disassemble` does."""
+    return [size for _, size, _, _ in _engine().disasm_lite(code, 0, count)]

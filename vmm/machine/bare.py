@@ -91,6 +91,15 @@ class Bare:
     def can_wake(self) -> bool:
         return bool(self.state.system_flags & EFlags.IF)
 
+    def settled(self) -> bool:
+        return True
+
+    def prepare(self) -> bool:
+        return True
+
+    def where(self) -> int:
+        return self.state.eip
+
     def registers(self) -> dict[str, int]:
         return self.state.registers()
 

@@ -58,5 +58,14 @@ class Control(Protocol):
     def execute(self, instruction: Instruction) -> None:
         """Execute it, EIP and `Machine.retire` included. May raise `Fault` and `PageFault`."""
 
+    def settled(self) -> bool:
+        """Whether the CPU, which has stopped, stands between two guest instructions."""
+
+    def prepare(self) -> bool:
+        """Before the CPU runs; False if that raised a fault for the loop to deliver first."""
+
+    def where(self) -> int:
+        """The guest's EIP now."""
+
     def registers(self) -> dict[str, int]:
         """The guest's registers as the guest has them, for reports and comparison."""

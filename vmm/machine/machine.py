@@ -165,7 +165,7 @@ class Machine:
     def emit(self, kind: str, detail: str = "", **data: int | str) -> None:
         """Tell the listeners; costs one test where there are none."""
         if self.run_state.listeners:
-            event = Event(kind, self.retired(), self.state.eip, detail, data)
+            event = Event(kind, self.retired(), self.control.where(), detail, data)
             for listener in self.run_state.listeners:
                 listener(event)
 
@@ -236,6 +236,10 @@ class Machine:
     def _before_entry(self, limit: int) -> None:
         """What hardware does between two instructions: faults of our own, time, interrupts."""
         state = self.run_state
+        if state.fault is None and not self.control.settled():
+            state.step = True
+            self._grant(max(0, limit - self.retired()), None)
+            return
         if state.poke:
             reason, state.poke = state.poke, ""
             self._update_poll()
@@ -257,6 +261,8 @@ class Machine:
                 deadline = self.devices.deadline()
             if self.interrupt_pending and self.control.can_interrupt():
                 self.take_interrupt()
+                continue
+            if not self.control.prepare():
                 continue
             self._grant(limit - self.retired(), deadline)
             return
@@ -452,7 +458,8 @@ class Machine:
             self.retirement.settle_software()
         elif vector == Vector.DB:
             self.retirement.at_boundary()  # a trap: EIP is past the instruction, perhaps back at it
-            self._trap()
+            if self.control.settled():
+                self._trap()
             self.exits.add(_exit_name(vector, software), time.perf_counter_ns() - started)
             return
         else:

@@ -8,12 +8,13 @@ block stands. What "retired" means is defined in `clock`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from vmm.isa.decode import Instruction
 from vmm.machine.code import count_in, decode_in
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
-from vmm.machine.cpu.stub import ADDRESS, BUDGET, PACKED, Meter
+from vmm.machine.cpu.stub import ADDRESS, BUDGET, KNOWN, PACKED, Meter
 from vmm.machine.processor import Linear
 
 _EIP = at.EIP // 4
@@ -28,6 +29,19 @@ class Accounting:
     armed: int = 0
 
 
+class Foreign(Protocol):
+    """Code that is not the guest's own, but stands for it: a translation cache."""
+
+    def holds(self, address: int) -> bool:
+        """Whether the code at a linear address is such code."""
+
+    def started(self, address: int, size: int) -> int:
+        """How many guest instructions begin in these bytes."""
+
+    def completed(self, address: int, size: int) -> int:
+        """How many of them have been executed when EIP is at the end of these bytes."""
+
+
 class Retirement:
     """The count, kept in the meter that generated code charges."""
 
@@ -35,6 +49,7 @@ class Retirement:
         self._meter, self._state, self._linear = meter, state, linear
         self.accounting = Accounting()
         self.inside_block = False  # while a hook in the middle of a block runs
+        self.foreign: Foreign | None = None
         self._software_block = (0, 0)  # (address, size) of the block that ended in INT n, INT3 or INTO
 
     def retired(self) -> int:
@@ -56,7 +71,7 @@ class Retirement:
         into = eip - start & 0xFFFFFFFF  # a block may go round the end of the address space
         if into >= size:
             return 0
-        return count - self.count(start, into) if into else count
+        return count - self._completed(start, into) if into else count
 
     def settle(self) -> None:
         """Give back what was charged for the rest of an interrupted block. EIP must not have moved yet.
@@ -71,7 +86,8 @@ class Retirement:
         start = words[ADDRESS // 4]
         into = registers[_EIP] + registers[_CS_BASE] - start & 0xFFFFFFFF
         if into < packed & 0xFFFF:
-            self._meter.quads[BUDGET // 8] += (packed >> 16) - (self.count(start, into) if into else 0)
+            charged = packed >> 16 & KNOWN - 1
+            self._meter.quads[BUDGET // 8] += charged - (self._completed(start, into) if into else 0)
 
     def restart_software(self) -> None:
         """Put EIP back at the INT, INT3 or INTO that has just been executed.
@@ -93,11 +109,21 @@ class Retirement:
         self._state.eip -= eip - (start + before)
 
     def count(self, address: int, size: int) -> int:
-        """Instructions in straight-line code (engine callback)."""
+        """Guest instructions that begin in straight-line code (engine callback)."""
+        if self.foreign is not None and self.foreign.holds(address):
+            return self.foreign.started(address, size)
         return count_in(self._state.wide_code, self._linear.code(address, size)) if size else 0
+
+    def _completed(self, start: int, size: int) -> int:
+        """Guest instructions of a block that have been executed when EIP is `size` bytes after its start."""
+        if self.foreign is not None and self.foreign.holds(start):
+            return self.foreign.completed(start, size)
+        return self.count(start, size)
 
     def is_store_only(self, address: int, size: int) -> bool:
         """Whether the one instruction in these bytes ends no block by itself (engine callback)."""
+        if self.foreign is not None and self.foreign.holds(address):
+            return False  # nobody stores into such code
         instruction = decode_in(self._state.wide_code, self._linear.code(address, size), 0)
         return instruction is not None and _stores_only(instruction)
 
@@ -114,6 +140,10 @@ class Retirement:
     def at_boundary(self) -> None:
         """The block charged last has been executed to its end."""
         self._meter.forget_last()
+
+    def unretire(self) -> None:
+        """Take back one that was charged, and then undone."""
+        self._meter.quads[BUDGET // 8] += 1
 
     def retire(self) -> None:
         """Count an instruction, or a pass of a repeated one, that was not executed by the engine."""

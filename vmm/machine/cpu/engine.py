@@ -126,6 +126,7 @@ class Engine:
         self._site_eip, self._site_flags = -1, 0  # a site left to the engine that has not yet gone on
         self._dropping: int | None = None
         self._translated = (0, 0, 0)
+        self.foreign = range(0)  # linear addresses of code of which only the handler can say what it counts for
         self._block_hook: ctypes.c_size_t | None = None
         self._sites: dict[int, ctypes.c_size_t] = {}
         self._new_sites: list[tuple[int, int, int]] = []
@@ -563,7 +564,7 @@ class Engine:
             uclib.uc_emu_stop(self._engine)
             return
         known_address, known_size, instructions = self._translated
-        if (known_address, known_size) != (address, size):
+        if (known_address, known_size) != (address, size) or address & 0xFFFFFFFF in self.foreign:
             instructions = self._handler.count(address & 0xFFFFFFFF, size)  # type: ignore[union-attr]
         last_in_shadow = shadow and self._handler.is_repeated(address, size)  # type: ignore[union-attr]
         restarted = instructions == 1 and self._restarted(address, size)

@@ -18,7 +18,7 @@ The *meter* is the memory that the code and Python share:
                            the engine would leave it set for the rest of the block, for PUSHF to see
     12  u32  stopped       set by the code when it stops the CPU
     16  u64  address       of the block charged last
-    24  u32  packed        its size, and its instructions << 16; 0 when it is over
+    24  u32  packed        its size, and KNOWN | its instructions << 16; 0 when it is over
     32  u64  registers     address of the CPU's register file (written by `capture`)
 
 On a host that is not x86-64 there is no such code and the Python callback runs for every block.
@@ -38,6 +38,7 @@ BUDGET, POLL, STOPPED, ADDRESS, PACKED, REGISTERS = 0, 8, 12, 16, 24, 32
 METER_SIZE = 64
 STOP_NOW = 1 << 1
 RESUMED = int(EFlags.RF)
+KNOWN = 1 << 15  # with the count, in the constant of a translation: it has been here before; the count may be 0
 PATCH_REACH = 32  # bytes before the call within which the translation loads the hook's arguments
 
 
@@ -88,8 +89,9 @@ def block_code(stop: int, miss: int) -> bytes:
     """
     a = Assembler()
     a.emit("89d0")  # mov eax, edx
-    a.emit("c1e810")  # shr eax, 16               instructions, if it has been here before
+    a.emit("c1e810")  # shr eax, 16               KNOWN | instructions, if it has been here before
     a.branch(0x74, "miss")
+    a.emit("25ff7f0000")  # and eax, 0x7fff
     a.emit("448b4108")  # mov r8d, [rcx+POLL]
     a.emit("448585", _displacement(at.EFLAGS))  # test [rbp+EFLAGS], r8d
     a.branch(0x75, "poll")
@@ -193,7 +195,7 @@ class Meter:
     def last_block(self) -> tuple[int, int, int]:
         """(guest linear address, size in bytes, instructions) of the block charged last; zeroes if none."""
         packed = self.words[PACKED // 4]
-        return (self.words[ADDRESS // 4], packed & 0xFFFF, packed >> 16) if packed else (0, 0, 0)
+        return (self.words[ADDRESS // 4], packed & 0xFFFF, packed >> 16 & KNOWN - 1) if packed else (0, 0, 0)
 
     def patch(self, return_address: int, size: int, instructions: int) -> bool:
         """Write the number of instructions into the constant that a translation passes; whether it was found.
@@ -209,7 +211,7 @@ class Meter:
         while found >= 0:
             after = found + len(load)
             if _loads_rcx(before[after:], start + after) == self.address:
-                ctypes.c_uint32.from_address(start + found + 1).value = size | instructions << 16
+                ctypes.c_uint32.from_address(start + found + 1).value = size | (instructions | KNOWN) << 16
                 return True
             found = before.find(load, found + 1)
         return False
@@ -219,7 +221,7 @@ class Meter:
         if self.budget < instructions:
             self.words[STOPPED // 4] = 1
             return False
-        self.words[ADDRESS // 4], self.words[PACKED // 4] = address, size | instructions << 16
+        self.words[ADDRESS // 4], self.words[PACKED // 4] = address, size | (instructions | KNOWN) << 16
         self.budget -= instructions
         return True
 

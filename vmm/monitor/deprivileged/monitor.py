@@ -227,6 +227,15 @@ class DeprivilegedMonitor:
         self.machine.retire()
         raise Fault(Vector.DB)
 
+    def settled(self) -> bool:
+        return True
+
+    def prepare(self) -> bool:
+        return True
+
+    def where(self) -> int:
+        return self.state.eip
+
     def registers(self) -> dict[str, int]:
         v, s = self.vcpu, self.state
         values = {name: s.get(i) for i, name in enumerate(GENERAL)}
