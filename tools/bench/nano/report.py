@@ -1,0 +1,139 @@
+"""The results as tables for a terminal, or as Markdown.
+
+The same grid serves both, so that what a README shows is what the terminal showed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+
+from tools.bench.nano.catalogue import Benchmark
+from tools.bench.nano.columns import Column
+from tools.bench.nano.results import JUDGED, Results, count_text, judge
+from tools.bench.nano.worker import BARE
+
+NONE = "-"
+WIDTH = 140
+
+
+@dataclass
+class Grid:
+    """A title, headings and rows of text; `left` columns are aligned to the left, the others to the right."""
+
+    title: str
+    headings: tuple[str, ...]
+    left: frozenset[int] = frozenset((0,))
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    def rich(self) -> Table:
+        table = Table(title=self.title, title_justify="left")
+        for index, heading in enumerate(self.headings):
+            justify: JustifyMethod = "left" if index in self.left else "right"
+            table.add_column(heading, justify=justify, overflow="fold", no_wrap=not index)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        rule = tuple("---" if index in self.left else "---:" for index in range(len(self.headings)))
+        lines = (" | ".join(row) for row in (self.headings, rule, *self.rows))
+        return f"{self.title}\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def nanoseconds(seconds: float | None) -> str:
+    """Three digits or more, no unit."""
+    if seconds is None:
+        return NONE
+    ns = seconds * 1e9
+    return f"{ns:,.0f}" if ns >= 100 else f"{ns:.1f}" if ns >= 10 else f"{ns:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def times(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> Grid:
+    """Nanoseconds of an operation, and the ratios of our best mode to what is not ours."""
+    names = {c.name: c.title for c in columns}
+    modes = [name for name in names if name not in (BARE, "qemu")]
+    subject = JUDGED if JUDGED in modes else modes[-1]
+    pairs = [(subject, BARE), (subject, "qemu")]
+    if subject != "native" and "native" in modes:
+        pairs.append((subject, "native"))
+    grid = Grid(
+        "Nanoseconds for one operation, and ratios of them",
+        ("operation", *names.values(), *(f"{a} / {names[b].split()[0]}" for a, b in pairs)),
+    )
+    for b in benchmarks:
+        cells = (nanoseconds(results.seconds(b, name)) for name in names)
+        grid.rows.append((b.title, *cells, *(_ratio(results.ratio(b, *pair)) for pair in pairs)))
+    return grid
+
+
+def exits(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> Grid:
+    """Exits of an operation by reason, in each mode."""
+    modes = [c.name for c in columns if c.name not in (BARE, "qemu")]
+    left = frozenset(range(len(modes) + 1))
+    grid = Grid("Exits for one operation, by reason", ("operation", *modes), left)
+    for b in benchmarks:
+        cells = []
+        for mode in modes:
+            counted = results.exits(b, mode)
+            if counted is None:
+                cells.append(NONE)
+                continue
+            most = sorted(counted.items(), key=lambda item: -item[1])
+            cells.append(", ".join(f"{count_text(n)} {reason}" for reason, n in most) or "0")
+        grid.rows.append((b.title, *cells))
+    return grid
+
+
+def limits(results: Results, benchmarks: Iterable[Benchmark], mode: str = JUDGED) -> Grid:
+    """Each limit beside what was measured."""
+    grid = Grid(f"Limits in {mode}", ("operation", "limit", "measured", "kept"), frozenset((0, 1, 3)))
+    words = {True: "yes", False: "NO", None: NONE}
+    for b in benchmarks:
+        for limit in b.limits:
+            verdict = judge(results, b, limit, mode)
+            grid.rows.append((b.title, verdict.limit, verdict.measured, words[verdict.kept]))
+    return grid
+
+
+def reasons(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> list[str]:
+    """A line for each dash that needs one; benchmarks that fail alike share it."""
+    titles = {b.name: b.title for b in benchmarks}
+    names = {c.name: c.title for c in columns}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (benchmark, column), reason in results.failures.items():
+        where = reason.find(" at EIP 0x")  # the same reason at another address
+        end = len(reason) if where < 0 else reason.find(":", where)
+        general = reason if where < 0 else reason[:where] + reason[end:]
+        alike.setdefault((names[column], general), []).append(titles[benchmark])
+    return [f"{column}, {'; '.join(found)}: {reason}" for (column, reason), found in alike.items()]
+
+
+def terminal() -> Console:
+    """Standard output; wide enough for the tables where nobody says how wide it is."""
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=WIDTH)
+
+
+def show(grids: list[Grid], notes: list[str], markdown: bool) -> None:
+    """To standard output."""
+    if markdown:
+        print(
+            "\n\n".join([grid.markdown() for grid in grids] + ["\n".join(f"- {n}" for n in notes)]).rstrip()
+        )
+        return
+    console = terminal()
+    for grid in grids:
+        console.print(grid.rich())
+    for note in notes:
+        console.print(f"- {note}", highlight=False, markup=False)

@@ -1,0 +1,100 @@
+"""`python -m tools.bench nano`: every benchmark on every machine, in one run.
+
+The columns of one benchmark are measured in turn and the rounds one after another, so that what is compared was
+measured within seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tools.bench.nano import images, report
+from tools.bench.nano.catalogue import BENCHMARKS, EMPTY, Benchmark
+from tools.bench.nano.columns import Column, columns
+from tools.bench.nano.results import JUDGED, Results
+from vmm.vm import MODES
+
+ROUNDS = 3
+QEMU_ROUNDS = 2  # a sample of QEMU has four processes of its own
+
+
+def measure(
+    benchmarks: list[Benchmark], machines: tuple[Column, ...], rounds: int, progress: bool
+) -> Results:
+    """`rounds` processes for each benchmark on each machine."""
+    results = Results()
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        task = bar.add_task("", total=len(benchmarks) * len(machines) * rounds)
+        for benchmark in benchmarks:
+            for number in range(rounds):
+                for machine in machines:
+                    bar.update(task, advance=1, description=f"{benchmark.name}, {machine.title}")
+                    _one(results, benchmark, machine, number)
+    return results
+
+
+def _one(results: Results, benchmark: Benchmark, machine: Column, number: int) -> None:
+    if (benchmark.name, machine.name) in results.failures:
+        return
+    if machine.name == "qemu" and number >= QEMU_ROUNDS:
+        return
+    absent = machine.absent(benchmark)
+    if absent is not None:
+        if absent:
+            results.failures[benchmark.name, machine.name] = absent
+        return
+    results.add(
+        benchmark, machine.name, machine.sample(benchmark, results.iterations(benchmark, machine.name))
+    )
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench nano",
+        description="the nanobenchmarks of Adams and Agesen (2006) on every machine that can run them",
+        epilog="benchmarks: " + ", ".join(BENCHMARKS),
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(BENCHMARKS), help="these alone")
+    parser.add_argument(
+        "--modes", nargs="+", metavar="MODE", choices=list(MODES), default=[], help="these alone"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"processes for each figure ({ROUNDS})")
+    parser.add_argument("--markdown", action="store_true", help="tables as Markdown")
+    parser.add_argument(
+        "--write", metavar="FOLDER", type=Path, help="only write the guests there, as ELF files"
+    )
+    return parser.parse_args(words)
+
+
+def main(words: list[str]) -> int:
+    options = parse(words)
+    chosen = [b for b in BENCHMARKS.values() if not options.only or b.name in options.only]
+    if options.write is not None:
+        options.write.mkdir(parents=True, exist_ok=True)
+        for benchmark in chosen:
+            images.write(images.image_of(benchmark), options.write / f"{benchmark.name}.elf")
+        return 0
+    started = time.monotonic()
+    # The empty loop first: the others are measured without it.
+    order = [EMPTY, *(b for b in chosen if b is not EMPTY)]
+    with tempfile.TemporaryDirectory() as folder:
+        machines = columns(Path(folder), tuple(options.modes))
+        results = measure(order, machines, max(1, options.rounds), not options.markdown)
+    grids = [report.times(results, order, machines), report.exits(results, order, machines)]
+    if JUDGED in {m.name for m in machines}:
+        grids.append(report.limits(results, order))
+    notes = report.reasons(results, order, machines)
+    notes.append(f"{time.monotonic() - started:.0f} s, the best of {max(1, options.rounds)} processes each")
+    report.show(grids, notes, options.markdown)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
