@@ -278,18 +278,6 @@ def test_the_guests_control_registers_are_not_the_processors() -> None:
     assert (state.cr0, state.cr3, state.cr4) == (CR0.PE | CR0.ET | CR0.NE, 0, 0)
 
 
-def test_paging_is_refused_with_one_clear_line() -> None:
-    """Setting CR0.PG ends the guest: what it did, where, and what to use instead."""
-    for code in ("mov eax, 0x80000011\nat:     mov cr0, eax", "mov eax, 0xE0000011\nat:     mov cr0, eax"):
-        made = lab(f"{code}\n int 0x40", "trap")
-        outcome = made.run()
-        assert outcome.kind == "error"
-        assert f"EIP {made.symbol('at'):#x}" in outcome.detail
-        assert "paging" in outcome.detail
-        assert "--mode native" in outcome.detail
-        assert "\n" not in outcome.detail
-
-
 def test_virtual_8086_mode_is_refused_with_one_clear_line() -> None:
     """This mode has no virtual-8086 mode, and says so at the first exit from it."""
     frame = "\n".join(

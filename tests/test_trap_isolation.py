@@ -39,16 +39,16 @@ def entries(monitor: TrapMonitor, offset: int, size: int) -> list[tuple[int, Des
 
 def assert_contained(machine: Machine, monitor: TrapMonitor) -> None:
     """The real processor is the monitor's."""
-    state = machine.state
+    state, base = machine.state, monitor.shadow.base
     assert state.cpl in (1, 3)
-    assert state.table(at.GDT) == (shadow.BASE + shadow.GDT, shadow.TABLE_SIZE - 1)
-    assert state.table(at.IDT) == (shadow.BASE + shadow.TSS + 0x800, 0x7FF)
+    assert state.table(at.GDT) == (base + shadow.GDT, shadow.TABLE_SIZE - 1)
+    assert state.table(at.IDT) == (base + shadow.TSS + 0x800, 0x7FF)
     assert (state.selector(at.TR), state.table(at.TR)) == (
         shadow.TSS_SELECTOR,
-        (shadow.BASE + shadow.TSS, 0x67),
+        (base + shadow.TSS, 0x67),
     )
     assert state.selector(at.LDT) == shadow.LDT_SELECTOR
-    assert state.table(at.LDT)[0] == shadow.BASE + shadow.LDT
+    assert state.table(at.LDT)[0] == base + shadow.LDT
     assert state.cr0 & ~(CR0.MP | CR0.EM | CR0.TS) == CR0.PE | CR0.ET | CR0.NE
     assert state.cr3 == 0
     assert not state.cr4 & ~(CR4.TSD | CR4.OSFXSR | CR4.OSXMMEXCPT)
@@ -59,7 +59,7 @@ def assert_contained(machine: Machine, monitor: TrapMonitor) -> None:
                 kind = 0x82 if selector == shadow.LDT_SELECTOR else 0x8B
                 assert (entry.high >> 8 & 0xFF, entry.base) == (
                     kind,
-                    shadow.BASE + (shadow.LDT if kind == 0x82 else shadow.TSS),
+                    base + (shadow.LDT if kind == 0x82 else shadow.TSS),
                 )
             elif entry.present:
                 assert not entry.is_system, f"{selector:#x}: {entry}"

@@ -6,6 +6,9 @@ the guest's own page tables in force.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
 from vmm.isa.vectors import Vector
 from vmm.isa.words import CR0
@@ -15,22 +18,49 @@ from vmm.machine.delivery import Fault, TaskState
 from vmm.machine.memory import EXTENDED_START, Memory
 from vmm.machine.paging import PageFault, Translation, walk
 
-_CR0 = at.CR0 // 4
 FETCHED_LIMIT = 1 << 14
 
 
+class PagingRegisters(Protocol):
+    """Where paging is controlled: the processor, or what a guest believes that it is."""
+
+    @property
+    def cr0(self) -> int: ...
+
+    @property
+    def cr3(self) -> int: ...
+
+    @property
+    def cr4(self) -> int: ...
+
+
 class Linear:
-    """Linear memory through the page tables that CR3 names; raises `PageFault`."""
+    """Linear memory through the page tables that CR3 names; raises `PageFault`.
+
+    `source` has the registers in force: the processor's own, unless a monitor says that its guest's are.
+    """
 
     def __init__(self, state: CpuState, memory: Memory) -> None:
-        self._state, self._memory = state, memory
-        self.a20_mask = 0xFFFFFFFF
+        self._memory = memory
+        self.source: PagingRegisters = state
+        self._a20_mask = 0xFFFFFFFF
+        self.on_a20: Callable[[], None] = lambda: None
         self._fetched: dict[int, int] = {}  # frames by linear page number, see `code`
 
+    @property
+    def a20_mask(self) -> int:
+        """What every physical address of the guest's is ANDed with."""
+        return self._a20_mask
+
+    @a20_mask.setter
+    def a20_mask(self, mask: int) -> None:
+        self._a20_mask = mask
+        self.on_a20()
+
     def translate(self, address: int, *, write: bool, user: bool, mark: bool = True) -> Translation:
-        s = self._state
+        s = self.source
         return walk(
-            self._memory, s.cr0, s.cr3, s.cr4, self.a20_mask, address, write=write, user=user, mark=mark
+            self._memory, s.cr0, s.cr3, s.cr4, self._a20_mask, address, write=write, user=user, mark=mark
         )
 
     def read(self, address: int, size: int, *, user: bool = False, mark: bool = True) -> int:
@@ -72,8 +102,9 @@ class Linear:
         an absent page is where it was last fetched from.
         """
         memory = self._memory
-        if not self._state.words[_CR0] & CR0.PG and EXTENDED_START <= address < memory.size - size:
-            return memory.bytes[address & self.a20_mask : (address & self.a20_mask) + size].tobytes()
+        if not self.source.cr0 & CR0.PG and EXTENDED_START <= address < memory.size - size:
+            address &= self._a20_mask
+            return memory.bytes[address : address + size].tobytes()
         data = bytearray()
         while len(data) < size:
             here = address + len(data) & 0xFFFFFFFF

@@ -33,6 +33,8 @@ class FrameTable:
         self._written = bytearray(frames)  # handed out writable since it last became data
         self.turned = 0
         self.touched: set[int] = set()  # pages that may have changed since the machine was made
+        # Called with a physical page whose translations, wherever they are kept, no longer hold.
+        self.on_turn: Callable[[int], None] = lambda _frame: None
         memory.on_host_write = self.host_wrote
 
     def permissions(
@@ -57,6 +59,7 @@ class FrameTable:
         if access == FETCH:
             if kind == DATA:
                 self.kinds[number] = CODE
+                self.on_turn(frame)
                 if self._written[number]:
                     self._written[number] = 0
                     self._engine.flush_tlb()
@@ -73,12 +76,22 @@ class FrameTable:
         self._turns[number] = turns = min(self._turns[number] + 1, 255)
         if turns >= TURNS or frame in near():
             self.kinds[number] = MIXED
+            self.on_turn(frame)
             self._engine.flush_tlb()
             return frame, _ALL
         self.kinds[number] = DATA
         self._written[number] = 1
+        self.on_turn(frame)
         self._engine.drop_code(frame, frame + PAGE)
         return frame, _DATA
+
+    def withhold(self, frame: int) -> None:
+        """From now on no store reaches this page of RAM without a translation that has yet to be asked for."""
+        number = frame >> 12
+        if self._written[number] or self.kinds[number] == MIXED:
+            self._written[number] = 0
+            self.on_turn(frame)
+            self._engine.flush_tlb()
 
     def host_wrote(self, address: int, size: int) -> None:
         """The host changed RAM: code translated from these bytes is stale."""

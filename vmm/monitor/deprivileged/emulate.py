@@ -26,10 +26,13 @@ from vmm.machine.processor import system_descriptor, take_task_state
 from vmm.monitor.deprivileged.descriptors import ShadowTables
 from vmm.monitor.deprivileged.processor import VirtualProcessor
 from vmm.monitor.deprivileged.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
+from vmm.monitor.memory.shadow import ShadowMemory
 
 _CR0_KNOWN = CR0.PE | CR0.MP | CR0.EM | CR0.TS | CR0.ET | CR0.NE | CR0.WP | CR0.AM | CR0.NW | CR0.CD | CR0.PG
+_CR0_TLB = CR0.PG | CR0.WP | CR0.PE
 _CR0_REAL = CR0.MP | CR0.EM | CR0.TS  # what the processor must have as the guest believes
 _CR4_KNOWN = CR4.TSD | CR4.DE | CR4.PSE | CR4.PGE | CR4.OSFXSR | CR4.OSXMMEXCPT
+_CR4_TLB = CR4.PSE | CR4.PGE
 _CR4_REAL = CR4.TSD | CR4.OSFXSR | CR4.OSXMMEXCPT
 MONITOR_CR0 = CR0.PE | CR0.ET | CR0.NE  # what SMSW shows of the monitor
 TSC_MSR = 0x10
@@ -44,6 +47,8 @@ class Machinery:
     vcpu: VirtualCpu
     processor: VirtualProcessor
     shadow: ShadowTables
+    memory: ShadowMemory
+    real_cr0: Callable[[], int]  # what the processor's CR0 must be now
 
     def operand_address(self, instruction: Instruction) -> int:
         """Linear address of the memory operand."""
@@ -77,8 +82,13 @@ Handler = Callable[[Machinery, Instruction], bool | None]
 
 
 def load_real_cr0(m: Machinery) -> None:
-    """The processor's CR0: the monitor's, with the bits that decide on #NM from the guest's."""
-    m.machine.state.cr0 = MONITOR_CR0 | m.vcpu.cr0 & _CR0_REAL
+    """Give the processor the CR0 that belongs to the guest's."""
+    m.machine.state.cr0 = m.real_cr0()
+
+
+def monitors_cr0(vcpu: VirtualCpu) -> int:
+    """The monitor's, with the bits that decide on #NM from the guest's."""
+    return MONITOR_CR0 | vcpu.cr0 & _CR0_REAL
 
 
 def _set_cr0(m: Machinery, value: int) -> None:
@@ -87,12 +97,11 @@ def _set_cr0(m: Machinery, value: int) -> None:
     eip = m.processor.eip
     if not value & CR0.PE:
         raise GuestError(f"the guest clears CR0.PE at EIP {eip:#x}: this machine has no real mode")
-    if value & CR0.PG:
-        raise GuestError(
-            f"the guest turns paging on at EIP {eip:#x}: trap mode does not virtualize memory yet; use --mode native"
-        )
+    changed = m.vcpu.cr0 ^ value
     m.vcpu.cr0 = value & _CR0_KNOWN | CR0.ET
     load_real_cr0(m)
+    if changed & _CR0_TLB:
+        m.memory.control_changed()
 
 
 def _cli(m: Machinery, _i: Instruction) -> None:
@@ -108,7 +117,11 @@ def _hlt(m: Machinery, _i: Instruction) -> None:
 
 
 def _nothing(_m: Machinery, _i: Instruction) -> None:
-    """INVD, WBINVD and INVLPG: there is no cache, and no paging, to act on."""
+    """INVD and WBINVD: there is no cache to act on."""
+
+
+def _invlpg(m: Machinery, i: Instruction) -> None:
+    m.memory.invalidate(m.operand_address(i))
 
 
 def _lgdt(m: Machinery, i: Instruction) -> None:
@@ -169,11 +182,15 @@ def _to_cr(m: Machinery, i: Instruction) -> None:
         m.vcpu.cr2 = value
     elif i.reg == 3:
         m.vcpu.cr3 = value
+        m.memory.load_cr3()
     elif i.reg == 4:
         if value & ~_CR4_KNOWN:
             raise Fault(Vector.GP)
+        changed = m.vcpu.cr4 ^ value
         m.vcpu.cr4 = value
         m.machine.state.cr4 = value & _CR4_REAL
+        if changed & _CR4_TLB:
+            m.memory.control_changed()
     else:
         raise Fault(Vector.UD)
 
@@ -341,7 +358,7 @@ ROWS: dict[str, Row] = {
     "0F01/2": Row(_lgdt),
     "0F01/3": Row(_lidt),
     "0F01/6": Row(_lmsw),
-    "0F01/7": Row(_nothing),
+    "0F01/7": Row(_invlpg),
     "0F00/2": Row(_lldt),
     "0F00/3": Row(_ltr),
     "0F06": Row(_clts),

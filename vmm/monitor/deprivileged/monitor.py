@@ -16,19 +16,19 @@ from vmm.machine import delivery
 from vmm.machine.bare import bitmap_allows
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
-from vmm.machine.cpu.engine import FETCH, PROT_EXEC, PROT_READ, PROT_WRITE, WRITE
+from vmm.machine.cpu.engine import WRITE
 from vmm.machine.cpu.state import GENERAL, SEGMENT_NAMES
 from vmm.machine.delivery import Fault, Kind
 from vmm.machine.machine import Machine
-from vmm.machine.memory import ONES, SINK
 from vmm.machine.paging import PageFault
 from vmm.machine.sites import STRING_PORT
 from vmm.machine.strings import StringPort
 from vmm.monitor.deprivileged.descriptors import ShadowTables
-from vmm.monitor.deprivileged.emulate import Machinery, Row, emulate, load_real_cr0, row_for
+from vmm.monitor.deprivileged.emulate import Machinery, Row, emulate, load_real_cr0, monitors_cr0, row_for
 from vmm.monitor.deprivileged.gates import transfer
 from vmm.monitor.deprivileged.processor import VirtualProcessor
 from vmm.monitor.deprivileged.vcpu import KERNEL_RING, SystemSegment, VirtualCpu
+from vmm.monitor.memory.shadow import ShadowMemory
 
 KNOWN_LIMIT = 4096
 _DPL = 3 << 13  # in a descriptor's second word
@@ -46,13 +46,32 @@ class DeprivilegedMonitor:
         self.machine = machine
         self.state = machine.state
         self.vcpu = VirtualCpu()
-        self.shadow = ShadowTables(machine, self.vcpu)
+        self.memory = self.make_memory()
+        self.memory.is_implicit = self._is_implicit
+        self.fill = self.memory.fill  # hot: the engine asks the memory itself
+        self.shadow = ShadowTables(machine, self.vcpu, self.memory)
         self.processor = VirtualProcessor(machine, self.vcpu)
-        self._machinery = Machinery(machine, self.vcpu, self.processor, self.shadow)
+        self._machinery = Machinery(
+            machine, self.vcpu, self.processor, self.shadow, self.memory, self.real_cr0
+        )
         self._strings = StringPort(machine, self)
-        self.hidden_faults = 0
         # What was found at the bytes of an instruction that trapped before: decoding is most of an exit.
         self._known: dict[bytes, tuple[Instruction, Row, str]] = {}
+
+    # What a kind of monitor may do in its own way
+
+    def make_memory(self) -> ShadowMemory:
+        """The guest's memory, as this monitor virtualizes it."""
+        return ShadowMemory(self.machine, self.vcpu)
+
+    def real_cr0(self) -> int:
+        """What the processor's CR0 must be while the guest's is `vcpu.cr0`."""
+        return monitors_cr0(self.vcpu)
+
+    @property
+    def hidden_faults(self) -> dict[str, int]:
+        """How many faults the guest never saw, by kind."""
+        return self.memory.statistics.hidden
 
     def start(self) -> None:
         """Take over a processor that has been set up for the guest in ring 0, and deprivilege it."""
@@ -73,6 +92,7 @@ class DeprivilegedMonitor:
             ring = 0 if s.segment_flags(segment) & _DPL else KERNEL_RING << 13
             s.load_segment(segment, s.selector(segment), base, limit, s.segment_flags(segment) | ring)
         load_real_cr0(self._machinery)
+        self.memory.control_changed()
         self.shadow.install()
         s.store()
 
@@ -108,10 +128,14 @@ class DeprivilegedMonitor:
                 return name
             if vector in (Vector.NP, Vector.GP) and error_code and self._through_gate():
                 return "emulated far transfer"
-            if vector in _SELECTOR_FAULTS and error_code and not self.shadow.good:
-                self.shadow.copy()  # the instruction is done over, with good descriptors
-                self.hidden_faults += 1
-                return "hidden fault: stale descriptor"
+            if vector in _SELECTOR_FAULTS and error_code:
+                try:
+                    if self.shadow.refresh(error_code):  # the instruction is done over, with good descriptors
+                        self.memory.statistics.count("stale descriptor")
+                        return "hidden fault: stale descriptor"
+                except PageFault as fault:
+                    self.fault(fault)
+                    return "exception #PF"
         self._refuse_virtual_8086()
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
         delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
@@ -161,40 +185,39 @@ class DeprivilegedMonitor:
         delivery.deliver(self.processor, vector, error_code, Kind.EXCEPTION)
         self.machine.retire()
 
-    # Memory: the guest has no paging, so linear addresses are physical ones, but for the monitor's pages
+    # Memory
 
-    def fill(self, address: int, access: int) -> tuple[int, int] | None:
-        if self.shadow.contains(address):
-            return self._fill_own(address, access)
-        frame = address & 0xFFFFF000 & self.machine.linear.a20_mask
-        writable = frame not in self.shadow.locked
-        if not writable and access == WRITE:
-            self.shadow.unlock()
-            writable = True
-        return self.machine.frames.permissions(frame, access, writable, self._near)
+    def _is_implicit(self, address: int, access: int) -> bool:
+        """Whether an access to the shadow tables is the processor's own, and not one that the guest makes.
 
-    def _near(self) -> tuple[int, int]:
-        eip, mask = self.state.linear_eip & 0xFFFFF000, self.machine.linear.a20_mask
-        return eip & mask, eip + 0x1000 & mask
-
-    def _fill_own(self, address: int, access: int) -> tuple[int, int] | None:
-        """The monitor's pages: the processor reads them, the guest may look, nobody writes.
-
-        Natively nothing is there, so what the guest stores vanishes. The processor stores only to set a
-        descriptor's accessed bit; that store is refused, and made by the monitor.
+        The engine asks for both in the same way. The processor reads a descriptor for an instruction that loads
+        one or looks at one, unless the page is the one that its own operand names; and it stores only to set the
+        accessed bit, for a load of a segment register.
         """
-        if access == FETCH:
-            return ONES, PROT_EXEC
-        if access != WRITE:
-            return self.shadow.frame_of(address), PROT_READ
         instruction = self.machine.decode_here()
-        if instruction is not None and _loads_segment(instruction):
-            return None
-        return SINK, PROT_WRITE
+        if instruction is None:
+            return False
+        if access == WRITE:
+            return _loads_segment(instruction)
+        if instruction.opcode not in _TABLE_READERS and instruction.key not in _TABLE_READING_GROUPS:
+            return False
+        if instruction.memory is None:
+            return True
+        operand = self._machinery.operand_address(instruction)
+        return address & ~0xFFF not in (operand & ~0xFFF, operand + 5 & 0xFFFFF000)
 
     def page_fault(self, address: int, access: int) -> None:
-        """A refused store into the shadow tables: the accessed bit. The instruction is then done over."""
-        self.shadow.mark_accessed(address)
+        """An access that `fill` refused: the guest's own fault, or a hidden one, and then it is done over."""
+        try:
+            if access == WRITE and self.shadow.contains(address) and self._is_implicit(address, access):
+                self.shadow.mark_accessed(address)
+                self.memory.statistics.count("accessed bit of a descriptor")
+                return
+            fault = self.memory.fault_of(address, access)
+        except PageFault as error:
+            fault = error
+        if fault is not None:
+            self.fault(fault)
 
     # Ports and instructions
 
@@ -246,6 +269,11 @@ class DeprivilegedMonitor:
 
 # What sets a descriptor's accessed bit. Far transfers do not on this CPU, and a far CALL stores on the stack.
 _SEGMENT_LOADS = frozenset((0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5))
+
+
+# What reads a descriptor table: these, far transfers, LAR and LSL, VERR and VERW.
+_TABLE_READERS = _SEGMENT_LOADS | {0x9A, 0xEA, 0xCA, 0xCB, 0xCF, 0x0F02, 0x0F03}
+_TABLE_READING_GROUPS = frozenset(("FF/3", "FF/5", "0F00/4", "0F00/5"))
 
 
 def _loads_segment(instruction: Instruction) -> bool:
