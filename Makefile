@@ -23,8 +23,10 @@ test-long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long
 	$(BIN)/python -m tools.fuzz --seconds 3600
 
+# What exits and time cost, then the nanobenchmarks beside bare Unicorn and QEMU: five minutes.
 bench: $(VENV)/installed
 	$(BIN)/python -m tools.bench
+	$(BIN)/python -m tools.bench nano
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

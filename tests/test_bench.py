@@ -1,0 +1,355 @@
+"""The nanobenchmarks measure what they say. No time is judged here: that is for `python -m tools.bench nano`."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from iced_x86 import Decoder
+from unicorn import UcError
+from unicorn import x86_const as X
+
+from tests.oracles import require
+from tools.bench import baseline, profile
+from tools.bench.nano import images, report
+from tools.bench.nano.catalogue import (
+    BENCHMARKS,
+    EMPTY,
+    TRANSLATED,
+    AtLeastRate,
+    AtMostExits,
+    AtMostTimes,
+    Benchmark,
+)
+from tools.bench.nano.columns import Qemu, columns
+from tools.bench.nano.results import JUDGED, Results, judge
+from tools.bench.nano.worker import BARE, BLOCK, FILL, SITE, Failed, Sample, count_in, exits, run_in, slope
+from vmm.image.asm import assemble_text
+from vmm.image.image import Image, Segment
+from vmm.image.load import from_assembly, load_image
+from vmm.vm import MODES, VirtualMachine
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERY = pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=lambda b: b.name)
+CALLBACKS = (FILL, SITE, BLOCK)
+
+
+def run(benchmark: Benchmark, iterations: int, mode: str = "native") -> VirtualMachine:
+    """The machine after the guest's end."""
+    image = images.with_iterations(images.image_of(benchmark), iterations)
+    vm = VirtualMachine(image, mode, memory=images.MEMORY)
+    result = vm.run(50_000_000)
+    assert (result.outcome.kind, result.outcome.status) == ("exit", 1), result.outcome
+    return vm
+
+
+def words(vm: VirtualMachine, address: int, count: int) -> tuple[int, ...]:
+    return struct.unpack_from(f"<{count}I", vm.machine.memory.bytes, address)
+
+
+# Instructions of one iteration, the loop's own two included.
+_INNER = 1024 // 8
+INSTRUCTIONS = {
+    "empty": 2,
+    "in": 3,
+    "out": 3,
+    "cr3": 3,
+    "call": 8 * 2 + 2,
+    "cli": 4 * 2 + 2,
+    "pushf": 4 * 2 + 2,
+    "syscall": 4,
+    "compute": 8 * 4 + 2,
+    "memory": 4 + 1024 * (8 * 3 + 3),
+    "pte": 4 + _INNER * (8 + 4),
+    "pte-absent": 4 + _INNER * (8 + 4),
+    "pte-flush": 6 + _INNER * (8 + 4),
+    "pte-invlpg": 4 + _INNER * (16 + 4),
+    "pte-touch": 4 + _INNER * (24 + 4),
+    "switch": 2 * (8 + 1 + 14 + 2),
+}
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_an_iteration_has_the_instructions_it_should(name: str) -> None:
+    """Between two runs lies the operation, as often as the row says, and the two instructions of the loop."""
+    before, after = (run(BENCHMARKS[name], n).machine.retired() for n in (1, 3))
+    assert after - before == 2 * INSTRUCTIONS[name]
+
+
+# Exits of one operation on the bare machine; the others have none.
+EXITS = {
+    "syscall": "INT 0x80",
+    "in": "IN",
+    "out": "OUT",
+    "fault": "exception #PF",
+    "divide": "exception #DE",
+    "switch": "INT 0x80",
+}
+
+
+@EVERY
+def test_an_operation_is_the_one_in_its_name(benchmark: Benchmark) -> None:
+    """On the bare machine an operation makes the one exit that it is about, or none."""
+    counted = exits(lambda n: count_in(images.image_of(benchmark), "native", n), 1, benchmark.once)
+    real = {reason: n / benchmark.operations for reason, n in counted.items() if reason not in CALLBACKS}
+    assert real == ({EXITS[benchmark.name]: 1} if benchmark.name in EXITS else {})
+
+
+@EVERY
+def test_every_benchmark_runs_on_qemu(benchmark: Benchmark, tmp_path: Path) -> None:
+    """The same image ends in the same way on QEMU."""
+    require("qemu-system-i386")
+    sample = Qemu(tmp_path).sample(benchmark, 2)
+    assert not sample.failure
+
+
+@EVERY
+def test_no_iteration_is_no_operation(benchmark: Benchmark) -> None:
+    """With a count of zero the guest goes straight to its end."""
+    counted = count_in(images.image_of(benchmark), "native", 0)
+    assert EXITS.get(benchmark.name, "") not in set(counted) - {"OUT"}
+
+
+def test_memory_is_what_the_loops_leave() -> None:
+    """The stores of the copy, of the page table and of the processes all arrive."""
+    copied = images.image_of(BENCHMARKS["copy"])
+    vm = VirtualMachine(images.with_iterations(copied, 1), memory=images.MEMORY)
+    source, target = copied.symbols["source"], copied.symbols["target"]
+    vm.machine.memory.load(source, b"abcd" * 1024)
+    vm.run()
+    assert bytes(vm.machine.memory.bytes[target : target + 4096]) == b"abcd" * 1024
+
+    for name, entry in (("pte", 3), ("pte-absent", 0)):
+        table = images.image_of(BENCHMARKS[name]).symbols["changing"]
+        for iterations, frame in ((1, 0x801000), (2, 0x800000)):
+            assert {e & ~0x60 for e in words(run(BENCHMARKS[name], iterations), table, 1024)} == {
+                frame | entry
+            }
+
+    vm = run(BENCHMARKS["switch"], 5)
+    frames = [words(vm, 0x800000 + i * 0x1000, 1)[0] for i in range(16)]
+    assert frames == [5] * 16 or frames == [5] * 8 + [4] * 8
+
+
+def test_a_process_switch_changes_the_address_space_and_the_stack() -> None:
+    """After the benchmark both directories, and both stacks, have been in use."""
+    benchmark = BENCHMARKS["switch"]
+    symbols = images.image_of(benchmark).symbols
+    seen = set()
+    for iterations in (2, 3):
+        vm = run(benchmark, iterations)
+        seen.add((vm.machine.state.cr3 - symbols["directories"], words(vm, symbols["tss"] + 4, 1)[0]))
+    assert seen == {(0, symbols["stacks"] + 0x1000)}  # the first process ends it, back on its own
+    assert set(words(run(benchmark, 2), symbols["saved"], 2)) & {symbols["stacks"] + 0x1000 - 52}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_generated_code_is_so_many_instructions(seed: int) -> None:
+    """The generator's number is the decoder's, nothing invalid is among them, and the same seed is the same code."""
+    code = images.generated(500, seed)
+    decoded = list(Decoder(32, code))
+    assert len(decoded) == 500 and not any(i.is_invalid for i in decoded)
+    assert sum(i.len for i in decoded) == len(code)
+    assert images.generated.__wrapped__(500, seed) == code
+
+
+def test_generated_code_is_executed_whole_and_once() -> None:
+    """One iteration of the translation benchmark executes each generated instruction, and preserves ESP."""
+    benchmark = BENCHMARKS["translate"]
+    none, one = run(benchmark, 0), run(benchmark, 1)
+    # Besides them, the jumps to the code and out of it, and the loop's two instructions.
+    assert one.machine.retired() - none.machine.retired() == TRANSLATED + 4
+    assert one.machine.state.esp == none.machine.state.esp
+
+
+# Bare Unicorn
+
+
+@pytest.mark.parametrize("benchmark", [b for b in BENCHMARKS.values() if b.bare], ids=lambda b: b.name)
+def test_bare_unicorn_runs_the_same_loop(benchmark: Benchmark) -> None:
+    """From `measure` to `finish`, with registers as the bare machine has them at its end."""
+    image = images.with_iterations(images.image_of(benchmark), 3)
+    uc = baseline.paged(image)
+    uc.emu_start(image.symbols["measure"], 0)
+    assert uc.reg_read(X.UC_X86_REG_EIP) == image.symbols["finish"]
+    assert uc.reg_read(X.UC_X86_REG_EBP) == 0
+    assert uc.reg_read(X.UC_X86_REG_ESP) == image.symbols["stack_top"]
+
+
+def test_bare_unicorn_has_the_tables_of_the_monitors() -> None:
+    """A page is executable or writable, never both."""
+    image = images.image_of(EMPTY)
+    code, data = image.symbols["measure"], image.symbols["iterations"]
+    store = bytes.fromhex("8900 90")  # mov [eax], eax
+    for address, allowed in ((code, False), (data, True)):
+        uc = baseline.paged(image)
+        uc.mem_write(code, store)
+        uc.reg_write(X.UC_X86_REG_EAX, address)
+        if allowed:
+            uc.emu_start(code, 0, count=1)
+        else:
+            with pytest.raises(UcError):
+                uc.emu_start(code, 0, count=1)
+    uc = baseline.paged(image)
+    with pytest.raises(UcError):
+        uc.emu_start(data, 0, count=1)
+
+
+# Measuring
+
+
+def guest(text: str) -> Image:
+    """A guest with what the harness needs."""
+    source = f"bits 32\norg 0x100000\n{text}\nsection .data align=4096\niterations: dd 1\n"
+    return from_assembly("guest", assemble_text(source, "guest"))
+
+
+def test_a_guest_that_does_not_end_itself_is_a_failure_with_its_reason() -> None:
+    """A halt or a triple fault is not a measurement."""
+    with pytest.raises(Failed, match="halted with interrupts off"):
+        run_in(guest("cli\nhlt"), "native", 1)
+    with pytest.raises(Failed, match="triple fault"):
+        run_in(guest("ud2"), "native", 1)
+
+
+def test_exits_are_a_slope() -> None:
+    """What happens once is not counted, what happens in every iteration is."""
+    assert exits(lambda n: {"once": 7, "each": 3 * n, "late": 1}, 10, False) == {"each": 3}
+    assert exits(lambda n: {"each": 12 * n}, 1, True) == {"each": 12}
+
+
+def test_time_is_a_slope() -> None:
+    """A constant start does not count, nor does a run that was disturbed."""
+    noise = iter((0.5, 0, 0, 0, 0.25, 0))
+    assert slope(lambda n: 2.0 + n * 0.001 + next(noise), 10, 110) == pytest.approx(0.001)
+
+
+def test_the_number_of_iterations_is_part_of_the_image() -> None:
+    """Changing it changes four bytes and nothing else, and a definition sets it, too."""
+    image = images.image_of(EMPTY)
+    changed = images.with_iterations(image, 0x12345678)
+    (a, b) = (next(s for s in i.segments if s.address == 0x100000).data for i in (image, changed))
+    at = image.symbols["iterations"] - 0x100000
+    assert b[at : at + 4] == bytes.fromhex("78563412")
+    assert a[:at] + a[at + 4 :] == b[:at] + b[at + 4 :]
+    text = EMPTY.path.read_text()
+    defined = assemble_text(text, "empty", {"N": "77"}, folder=ROOT)
+    assert struct.unpack_from("<I", defined.data, at) == (77,)
+
+
+# Judging
+
+
+def results(**seconds: float) -> Results:
+    found = Results()
+    for column, value in seconds.items():
+        found.add(
+            BENCHMARKS["call"],
+            column,
+            Sample(100, value, {"INT 0x80": 8.0, FILL: 80.0, "hidden fault: x": 4.0}),
+        )
+    return found
+
+
+def test_an_operation_is_the_best_sample_without_the_loop() -> None:
+    """The least of the samples, less the least of the empty loop, divided among the operations."""
+    found = results(native=90.0)
+    found.add(BENCHMARKS["call"], "native", Sample(1, 88.0))
+    found.add(EMPTY, "native", Sample(1, 8.0))
+    found.add(EMPTY, "native", Sample(1, 9.0))
+    assert found.seconds(BENCHMARKS["call"], "native") == 10.0
+    assert found.seconds(EMPTY, "native") == 8.0
+
+
+def test_limits_judge_the_mode_they_are_for() -> None:
+    """Ratios, exits by reason, and rates: kept, not kept, or nothing to judge."""
+    call = BENCHMARKS["call"]
+    found = results(bt=40.0, bare=20.0, qemu=16.0)
+    assert judge(found, call, AtMostTimes(2.5, "bare")).kept is True
+    assert judge(found, call, AtMostTimes(2.4, "qemu")).kept is False
+    assert judge(found, call, AtMostExits(1.5)).kept is True
+    assert (
+        judge(found, call, AtMostExits(1)).kept is False
+    )  # the hidden fault is an exit, the TLB fill is not
+    assert judge(found, call, AtMostExits(0.5, "hidden")).kept is True
+    assert judge(found, call, AtMostExits(0)).kept is False
+    assert judge(found, call, AtLeastRate(0.2)).kept is True
+    assert judge(found, call, AtLeastRate(0.3)).kept is False
+    assert judge(results(bare=1.0), call, AtMostTimes(2.5, "bare")).kept is None
+
+
+def test_every_limit_of_the_project_is_in_the_table() -> None:
+    """The rows that have a limit have the one that was agreed on."""
+    said = {(b.name, judge(Results(), b, limit).limit) for b in BENCHMARKS.values() for limit in b.limits}
+    same = "<= 1.1 x bare Unicorn, same NX tables"
+    assert said >= {
+        ("compute", same), ("memory", same), ("copy", same), ("call", "<= 2.5 x bare Unicorn, same NX tables"),
+        ("cli", "no exits"), ("cli", "<= 2 x QEMU"), ("pushf", "no exits"), ("pushf", "<= 2 x QEMU"),
+        ("pte", "<= 1/1,024 hidden faults"), ("syscall", "<= 1 exits"), ("switch", "<= 3 exits"),
+        ("translate", ">= 100,000 a second"),
+    }  # fmt: skip
+
+
+# Showing
+
+
+def test_the_tables_say_the_same_in_both_forms(tmp_path: Path) -> None:
+    """A dash has its reason below; Markdown and the terminal show the same cells."""
+    call = BENCHMARKS["call"]
+    found = results(bare=8e-8, native=8e-7)
+    found.add(call, JUDGED, Sample(failure="it would not at EIP 0x1234: use another"))
+    found.add(EMPTY, JUDGED, Sample(failure="it would not at EIP 0x4: use another"))
+    machines = columns(tmp_path)
+    grid = report.times(found, [call], machines)
+    assert grid.rows[0][:3] == ("CALL and RET", "10.0", "100")
+    assert f"| {' | '.join(grid.rows[0])} |" in grid.markdown()
+    if JUDGED in MODES:
+        notes = report.reasons(found, [EMPTY, call], machines)
+        assert notes == [f"{JUDGED}, CALL and RET; empty loop: it would not: use another"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "tools.bench", *arguments)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_one_benchmark_alone_is_a_table_with_the_empty_loop() -> None:
+    """`--only` measures what it names in every column, and prints Markdown if asked."""
+    done = bench("nano", "--only", "in", "--modes", "native", "--rounds", "1", "--markdown")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows if row[0] in ("| empty loop", "| IN")] == ["| empty loop", "| IN"] * 2
+    assert ["| IN", "1 IN |"] in rows
+
+
+def test_a_name_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    """One error, status 2, and the names to choose from."""
+    done = bench("nano", "--only", "nothing")
+    assert done.returncode == 2
+    assert "syscall" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_guests_can_be_had_as_files(tmp_path: Path) -> None:
+    """`--write` leaves ELF files that load as the images do."""
+    assert bench("nano", "--only", "syscall", "--write", str(tmp_path)).returncode == 0
+    image = load_image(tmp_path / "syscall.elf", memory=images.MEMORY)
+
+    def contents(segments: tuple[Segment, ...]) -> list[tuple[int, bytes]]:
+        return [(s.address, s.data) for s in segments if s.address >= 0x100000]
+
+    assert contents(image.segments) == contents(images.image_of(BENCHMARKS["syscall"]).segments)
+
+
+def test_a_profile_says_where_the_time_goes() -> None:
+    """The handler of the operation's exit is in the profile, called once an operation."""
+    stats = profile.profile(images.image_of(BENCHMARKS["in"]), "native", 200)
+    rows = profile.grid(stats, "IN", 200, top=1000).rows
+    assert next(calls for name, calls, *_ in rows if name.endswith(" on_in")) == "1.00"
+
+
+def test_sample_of_bare_unicorn_has_no_exits() -> None:
+    """There is no monitor to count them."""
+    assert results(bare=1.0).exits(BENCHMARKS["call"], BARE) is None
