@@ -22,6 +22,7 @@ from vmm.machine.control import Control
 from vmm.machine.machine import Machine, Outcome
 
 if TYPE_CHECKING:
+    from vmm.monitor.translator.monitor import TranslatingMonitor
     from vmm.monitor.trap.monitor import TrapMonitor
 
 CONSOLE_LIMIT = 16 << 20  # bytes of console output kept for the report; what comes after is only shown
@@ -40,6 +41,14 @@ def _trap(machine: Machine) -> TrapMonitor:
     return monitor
 
 
+def _translate(machine: Machine) -> TranslatingMonitor:
+    from vmm.monitor.translator.monitor import TranslatingMonitor
+
+    monitor = TranslatingMonitor(machine)
+    monitor.start()
+    return monitor
+
+
 @dataclass(frozen=True)
 class Mode:
     """A way to run a guest: `attach` makes the control for a machine whose CPU stands at the guest's entry."""
@@ -54,6 +63,7 @@ MODES: dict[str, Mode] = {
     for mode in (
         Mode("native", "the bare machine: no monitor", _native),
         Mode("trap", "classical trap-and-emulate: the guest's kernel in ring 1", _trap),
+        Mode("bt", "binary translation: the guest's kernel runs out of a translation cache", _translate),
     )
 }
 

@@ -1,0 +1,208 @@
+"""The translation cache: memory for units, the ways between them, and the table for indirect jumps.
+
+Direct jumps are chained: once the target has a translation, the displacement in the jump is changed to it, and the
+CPU forgets what it had made of that jump. Indirect ones go through `TAGS` and `TRANSLATIONS`. A unit that is dropped
+is overwritten with traps, and every way into it is taken back first.
+
+The cache is bounded. When it is full all of it is dropped, at a moment when the CPU is not executing: nothing else
+is safe, because the CPU may still hold what it made of the old code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import struct
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from vmm.machine.machine import Machine
+from vmm.machine.memory import PAGE
+from vmm.monitor.translator import layout
+from vmm.monitor.translator.emitter import TRAP, Context, Link
+from vmm.monitor.translator.units import Unit
+
+_NO_TAG = 0xFFFFFFFF  # at index 0, where a tag of 0 would stand for EIP 0
+
+
+@dataclass
+class Statistics:
+    """What translation has cost so far."""
+
+    units: int = 0
+    instructions: int = 0
+    again: int = 0  # units translated a second time at the same EIP and context
+    links: int = 0
+    lookups: int = 0  # entries made in the table
+    dropped: int = 0
+    flushes: int = 0
+
+
+class TranslationCache:
+    """`slot` is the linear address at which the monitor's memory begins."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._map = mmap.mmap(-1, layout.SIZE)
+        self.view = memoryview(self._map)
+        host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        machine.engine.map_memory(layout.FRAME, layout.SIZE, host)
+        self._tags = self.view[layout.TAGS : layout.TAGS + layout.TABLE_SIZE].cast("I")
+        self._translations = self.view[layout.TRANSLATIONS : layout.TRANSLATIONS + layout.TABLE_SIZE].cast("I")
+        self._tags[0] = _NO_TAG
+        self.units: list[Unit] = []
+        self._origins: list[int] = []
+        self.entries: dict[Context, dict[int, int]] = {}
+        self._incoming: dict[int, list[tuple[Unit, Link, int]]] = {}  # by target: who jumps there, and the stub
+        self._by_frame: dict[int, set[Unit]] = {}
+        self._by_page: dict[int, set[Unit]] = {}
+        self._seen: set[tuple[Context, int]] = set()
+        self._used: dict[int, int] = {}  # indices of the table in use: EIP
+        self._table_context: Context | None = None
+        self.cursor = 0
+        self.statistics = Statistics()
+        self.reserved = 0  # bytes at the start of the cache that stay
+
+    # Room
+
+    def has_room(self, size: int) -> bool:
+        return self.cursor + size <= layout.CODE_SIZE
+
+    def place(self, unit: Unit, code: bytes) -> None:
+        """Put a unit's code at the cursor."""
+        start = layout.CODE + unit.origin
+        self.view[start : start + len(code)] = code
+        unit.size = len(code)
+        self.cursor = unit.origin + len(code)
+        self.units.append(unit)
+        self._origins.append(unit.origin)
+
+    def find(self, offset: int) -> Unit | None:
+        """The unit that an offset in the cache belongs to."""
+        index = bisect_right(self._origins, offset) - 1
+        if index < 0:
+            return None
+        unit = self.units[index]
+        return unit if offset <= unit.origin + unit.size else None
+
+    # Ways in
+
+    def enter(self, unit: Unit) -> None:
+        """Make the pieces of a unit known as the translations of their guest EIPs."""
+        entries = self.entries.setdefault(unit.context, {})
+        if unit.first:
+            entries[unit.eip] = unit.origin
+        else:
+            for index in range(unit.last):
+                if index not in unit.after_sti:
+                    entries.setdefault(unit.eips[index], unit.starts[index])
+        for address, size in unit.sources:
+            for frame in {address & ~(PAGE - 1), address + size - 1 & ~(PAGE - 1)}:
+                self._by_frame.setdefault(frame, set()).add(unit)
+        for page in unit.pages:
+            self._by_page.setdefault(page, set()).add(unit)
+        s = self.statistics
+        s.units += 1
+        s.instructions += unit.last - unit.first
+        key = unit.context, unit.eip
+        if key in self._seen:
+            s.again += 1
+        self._seen.add(key)
+
+    def link(self, unit: Unit, link: Link, stub: int, target: int) -> None:
+        """Lead a jump straight to `target`, an offset in the cache."""
+        self._incoming.setdefault(target, []).append((unit, link, stub))
+        self._point(link, target)
+        self.statistics.links += 1
+
+    def _point(self, link: Link, target: int) -> None:
+        at = layout.CODE + link.site
+        self.view[at : at + 4] = struct.pack("<i", target - (link.site + 4))
+        self.forget(link.site, 4)
+
+    def forget(self, offset: int, size: int) -> None:
+        """The CPU drops what it made of these bytes."""
+        start = layout.FRAME + layout.CODE + offset
+        for page in {start & ~(PAGE - 1), start + size - 1 & ~(PAGE - 1)}:
+            self._machine.engine.drop_code(max(start, page), min(start + size, page + PAGE))
+
+    # The table for indirect jumps
+
+    def look_up(self, context: Context, eip: int, offset: int, linear: int) -> None:
+        """Let indirect jumps to guest `eip` find its translation; `linear` is that as an EIP."""
+        if context != self._table_context:
+            self.clear_table()
+            self._table_context = context
+        index = eip & 0xFFFF
+        self._tags[index] = -eip & 0xFFFFFFFF
+        self._translations[-eip & 0xFFFF] = linear
+        self._used[index] = eip
+        self.statistics.lookups += 1
+
+    def use_table(self, context: Context) -> None:
+        """The table belongs to one context at a time."""
+        if self._table_context is not None and context != self._table_context:
+            self.clear_table()
+            self._table_context = context
+
+    def clear_table(self) -> None:
+        for index in self._used:
+            self._tags[index] = 0
+        self._tags[0] = _NO_TAG
+        self._used.clear()
+
+    def _unlist(self, eip: int) -> None:
+        index = eip & 0xFFFF
+        if self._used.get(index) == eip:
+            self._tags[index] = 0 if index else _NO_TAG
+            del self._used[index]
+
+    # Dropping
+
+    def units_of_frame(self, frame: int) -> set[Unit]:
+        return self._by_frame.get(frame, set())
+
+    def units_of_page(self, page: int) -> set[Unit]:
+        return self._by_page.get(page, set())
+
+    def drop(self, unit: Unit) -> None:
+        """Take back every way into a unit, and make its code a row of traps."""
+        if unit.dead:
+            return
+        unit.dead = True
+        self.statistics.dropped += 1
+        entries = self.entries.get(unit.context, {})
+        for index in range(len(unit.starts)):
+            eip, start = unit.eips[index], unit.starts[index]
+            if entries.get(eip) == start:
+                del entries[eip]
+                if unit.context == self._table_context:
+                    self._unlist(eip)
+            for source, link, stub in self._incoming.pop(start, ()):
+                if not source.dead:
+                    self._point(link, stub)
+        start = layout.CODE + unit.origin
+        self.view[start : start + unit.size] = TRAP * unit.size
+        self.forget(unit.origin, unit.size)
+        for address, size in unit.sources:
+            for frame in {address & ~(PAGE - 1), address + size - 1 & ~(PAGE - 1)}:
+                self._by_frame.get(frame, set()).discard(unit)
+        for page in unit.pages:
+            self._by_page.get(page, set()).discard(unit)
+
+    def flush(self) -> None:
+        """Drop everything but the routines; only while the CPU is not executing."""
+        for unit in self.units:
+            unit.dead = unit.origin >= self.reserved
+        kept = [unit for unit in self.units if not unit.dead]
+        self.units[:] = kept
+        self._origins[:] = [unit.origin for unit in kept]
+        self.entries.clear()
+        self._incoming.clear()
+        self._by_frame.clear()
+        self._by_page.clear()
+        self._seen.clear()
+        self.clear_table()
+        self.cursor = self.reserved
+        self._machine.engine.drop_all_code()
+        self.statistics.flushes += 1

@@ -1,0 +1,624 @@
+"""The monitor of `bt` mode: the guest's kernel executes only what has been translated.
+
+While the guest's kernel runs, EIP lies in the translation cache. Every exit first leaves it: EIP becomes the
+guest's own, an unfinished sequence is undone, the virtual IF is fetched; so everything that handles exits works as it
+would on the guest itself. At the end the cache is entered again, by translating if need be. User code runs directly.
+
+The hard part is that an exit can come anywhere. An exception in a sequence can only come from the guest's own
+access, before anything has been done, so it is undone. A stop between two instructions of a sequence is not a
+state of the guest's: `settled` says so, and the machine steps until it is one.
+"""
+
+from __future__ import annotations
+
+from vmm.errors import GuestError
+from vmm.isa.descriptors import RPL
+from vmm.isa.vectors import Vector
+from vmm.isa.words import IOPL_SHIFT, EFlags
+from vmm.machine import delivery
+from vmm.machine.cpu import layout as at
+from vmm.machine.cpu import stub
+from vmm.machine.cpu.engine import FETCH
+from vmm.machine.cpu.state import ECX, EDX
+from vmm.machine.delivery import Fault, Kind
+from vmm.machine.machine import Machine
+from vmm.machine.memory import PAGE
+from vmm.machine.paging import PageFault
+from vmm.machine.tlb import MIXED
+from vmm.monitor.deprivileged.emulate import emulate
+from vmm.monitor.deprivileged.monitor import DeprivilegedMonitor
+from vmm.monitor.deprivileged.vcpu import KERNEL_RING
+from vmm.monitor.memory.shadow import ShadowMemory
+from vmm.monitor.memory.slot import EXECUTE, LOOK, NOTICE, STORE
+from vmm.monitor.translator import emitter, layout
+from vmm.monitor.translator.cache import TranslationCache
+from vmm.monitor.translator.emitter import TRAP, Context, Emitter
+from vmm.monitor.translator.emulate import ROWS
+from vmm.monitor.translator.translate import LARGEST, Source, Surroundings, translate
+from vmm.monitor.translator.units import Kind as PieceKind
+from vmm.monitor.translator.units import Piece, Unit
+
+TURNS = 3  # a page of code that has been written to this often is one that changes
+_REAL = EFlags.IF | EFlags.IOPL
+_EIP, _EFLAGS, _HFLAGS = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4
+_CS = (at.SEGMENTS + at.CS * at.SEGMENT_STRIDE) // 4
+_CS_BASE, _CS_FLAGS = _CS + at.BASE // 4, _CS + at.FLAGS // 4
+_SS_FLAGS = (at.SEGMENTS + at.SS * at.SEGMENT_STRIDE + at.FLAGS) // 4
+_LDT = (at.SEGMENTS + at.LDT * at.SEGMENT_STRIDE) // 4
+_WIDE = 1 << 22
+_TRAP = TRAP[0]
+
+
+class TranslatingMonitor(DeprivilegedMonitor):
+    """`Control` for a guest under binary translation."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self.cache = TranslationCache(machine)
+        self.slot = self.memory.slot.base
+        self.inside = False  # EIP is in the cache, if the CPL is the kernel's
+        self.user_code = 0  # the CS with which the guest's processes run, as far as is known
+        self.bound: dict[int, int] = {}  # linear page of translated code: its frame
+        self.protected: set[int] = set()  # frames of translated code
+        self.changing: set[int] = set()  # frames whose code is checked instead
+        self._turns: dict[int, int] = {}
+        self._stale: set[int] = set()  # frames of translated code that the host has written to
+        self._guarded = False  # the virtual IF may not be raised without an exit
+        self._wanted: int | None = None  # guest EIP of an indirect jump that was not found
+        self._following: tuple[Unit, Piece, int] | None = None  # a link that has no target yet
+        self._returning: tuple[bool, int] | None = None  # virtual IF and IOPL before the CPU's own IRET
+        self._shadow = (0, 0)  # EIP and time at which STI's shadow was last put up
+        self._context = Context(0, 0, True, 0)
+        self._mirror: tuple[int, int, int, int] | None = None
+        self._uncached = machine.linear.code
+        self._moved = False
+        self._storing: list[tuple[int, int]] = []  # where the instruction comes from that stores now
+        self._fill_tables()
+        self._emit_routines()
+        self._show_pages()
+
+    def start(self) -> None:
+        super().start()
+        self.machine.retirement.foreign = self
+        self._take_place()
+        self.machine.linear.code = self._code  # type: ignore[method-assign]
+        self._show()
+
+    def _take_place(self) -> None:
+        self.slot = self.memory.slot.base
+        base = self.slot + layout.CODE
+        self.machine.engine.foreign = range(base, base + layout.CODE_SIZE)
+
+    def _fill_tables(self) -> None:
+        view = self.cache.view
+        for byte in range(256):
+            view[layout.FLAGS_IMAGE + byte] = byte & ~(EFlags.IF >> 8)
+            view[layout.FLAGS_IMAGE + 256 + byte] = byte
+            odd = (EFlags.IOPL | EFlags.NT) >> 8
+            view[layout.USER_FLAGS + byte] = not byte & EFlags.IF >> 8 or byte & odd != 0
+            view[layout.USER_FLAGS_HIGH + byte] = byte & EFlags.VM >> 16 != 0
+            view[layout.RING_ONE + byte] = byte & RPL == 1
+
+    def _emit_routines(self) -> None:
+        """The look-up routine, once for each base that CS may have; the one in force is at the start."""
+        e = Emitter(self._context, self.slot, 0, 0, (0, 0))
+        emitter.lookup_routine(e)
+        unit = Unit(self._context, 0, 0, starts=[0], eips=[0], sizes=[0])
+        unit.special[0] = Piece(PieceKind.ROUTINE, clobbered=e.clobbered)
+        self.cache.place(unit, bytes(e.code))
+        self.cache.reserved = self.cache.cursor = len(e.code) + 15 & ~15
+
+    # Where the CPU is
+
+    def holds(self, address: int) -> bool:
+        return 0 <= address - self.slot - layout.CODE < layout.CODE_SIZE
+
+    def started(self, address: int, size: int) -> int:
+        offset = address - self.slot - layout.CODE
+        unit = self.cache.find(offset)
+        return unit.started(offset, offset + size) if unit is not None else 0
+
+    def completed(self, address: int, size: int) -> int:
+        offset = address - self.slot - layout.CODE
+        unit = self.cache.find(offset)
+        return unit.completed(offset, offset + size) if unit is not None else 0
+
+    def _position(self) -> tuple[Unit, int, int] | None:
+        """(unit, piece, offset in the cache) while the kernel executes; None outside the cache."""
+        w = self.state.words
+        offset = w[_EIP] + w[_CS_BASE] - self.slot - layout.CODE & 0xFFFFFFFF
+        if not self.inside or offset >= layout.CODE_SIZE or w[_HFLAGS] & at.HF_CPL != KERNEL_RING:
+            return None
+        unit = self.cache.find(offset)
+        return None if unit is None else (unit, unit.piece_at(offset), offset)
+
+    def settled(self) -> bool:
+        where = self._position()
+        if where is None:
+            return True
+        unit, index, offset = where
+        if offset != unit.starts[index]:
+            return False
+        piece = unit.special.get(index)
+        return piece is None or piece.kind is not PieceKind.ROUTINE
+
+    def where(self) -> int:
+        where = self._position()
+        return self.state.eip if where is None else where[0].eips[where[1]]
+
+    def registers(self) -> dict[str, int]:
+        values = super().registers()
+        values["eip"] = self.where()
+        values["eflags"] = values["eflags"] & ~EFlags.IF | (EFlags.IF if self._interrupts() else 0)
+        return values
+
+    def _code(self, address: int, size: int) -> bytes:
+        """The machine looks at code where the CPU executes it."""
+        if self.holds(address) and self.inside and self.state.cpl == KERNEL_RING:
+            start = address - self.slot
+            return self.cache.view[start : start + size].tobytes()
+        return self._uncached(address, size)
+
+    # Leaving the cache
+
+    def _leave(self) -> Piece | None:
+        """From the CPU's state to the guest's; the piece that was being executed, if it is special.
+
+        An unfinished piece is undone: EIP is the guest's instruction, the registers are as before it.
+        """
+        s, w = self.state, self.state.words
+        if w[_HFLAGS] & at.HF_CPL != KERNEL_RING:
+            if not w[_EFLAGS] & EFlags.VM:
+                self.vcpu.interrupts = bool(w[_EFLAGS] & EFlags.IF)
+            self.inside = False
+            return None
+        where = self._position()
+        if not self.inside:
+            return None
+        self.vcpu.interrupts = self.cache.view[layout.FLAG] != 0
+        self.inside = False
+        if where is None:
+            return None
+        unit, index, offset = where
+        piece = unit.special.get(index)
+        if offset != unit.starts[index]:
+            lost = piece.lost(offset) if piece is not None else 0
+            self._take_back(lost)
+            if index >= unit.first and index < unit.last:
+                self._undo_count(unit.starts[index])
+        s.eip = unit.eips[index]
+        return piece
+
+    def _take_back(self, lost: int) -> None:
+        words = self.cache.view[layout.DATA : layout.DATA + 8].cast("I")
+        if lost & emitter.ECX:
+            self.state.set(ECX, words[0])
+        if lost & emitter.EDX:
+            self.state.set(EDX, words[1])
+
+    def _undo_count(self, start: int) -> None:
+        """A piece is counted by the block in which it begins; a fault in a later block has to give it back."""
+        meter = self.machine.engine.meter
+        block = meter.words[stub.ADDRESS // 4] - self.slot - layout.CODE
+        if start < block:
+            self.machine.retirement.unretire()
+
+    # Entering it
+
+    def prepare(self) -> bool:
+        if self._stale:
+            self._leave()
+        if self.inside and self.state.cpl == KERNEL_RING:
+            self._put_up_shadow()
+            return True
+        return self._resume()
+
+    def _resume(self) -> bool:
+        """Make the CPU ready to go on; False where it cannot before the loop has looked."""
+        s, v = self.state, self.vcpu
+        w = s.words
+        if self._stale:
+            for frame in list(self._stale):
+                self._drop_code(frame)
+            self._stale.clear()
+        ring = w[_HFLAGS] & at.HF_CPL
+        self._show()
+        if ring != KERNEL_RING:
+            self._wanted = self._following = None
+            flags = (EFlags.IF if v.interrupts else 0) | v.iopl << IOPL_SHIFT
+            if w[_EFLAGS] & _REAL != flags:
+                s.set_system_flags(_REAL, flags)
+            return True
+        if self.inside:
+            return True
+        machine = self.machine
+        if self._moved or not self.cache.has_room(LARGEST):
+            if machine.engine.running:
+                machine.engine.stop()
+                return False
+            self._flush()
+        try:
+            offset = self._entry(s.eip)
+        except PageFault as fault:
+            machine.run_state.fault = fault
+            self._wanted = self._following = None
+            if machine.engine.running:
+                machine.engine.stop()
+            return False
+        if w[_EFLAGS] & _REAL != EFlags.IF:
+            s.set_system_flags(_REAL, EFlags.IF)
+        self.cache.view[layout.FLAG] = v.interrupts
+        self._guard()
+        self.inside = True
+        s.eip = self._address(offset)
+        return True
+
+    def _address(self, offset: int) -> int:
+        """The CPU's EIP for an offset in the cache."""
+        return self.slot + layout.CODE + offset - self.state.words[_CS_BASE] & 0xFFFFFFFF
+
+    def _entry(self, eip: int) -> int:
+        """Offset in the cache of the translation of guest `eip`; raises `PageFault`."""
+        context = self._current_context()
+        entries = self.cache.entries.get(context)
+        offset = entries.get(eip) if entries is not None else None
+        if offset is None:
+            offset = self._translate(context, eip)
+        if self._wanted is not None:
+            if self._wanted == eip:
+                self.cache.look_up(context, eip, offset, self._address(offset))
+            self._wanted = None
+        if self._following is not None:
+            unit, piece, stub_at = self._following
+            if not unit.dead and piece.link is not None and piece.link.target == eip and unit.context == context:
+                self.cache.link(unit, piece.link, stub_at, offset)
+            self._following = None
+        return offset
+
+    def _current_context(self) -> Context:
+        w, c = self.state.words, self._context
+        selector, base, wide = w[_CS] & ~RPL, w[_CS_BASE], bool(w[_SS_FLAGS] & _WIDE)
+        iopl = self.vcpu.iopl
+        if c.selector != selector or c.base != base or c.wide_stack != wide or c.iopl != iopl:
+            if not w[_CS_FLAGS] & _WIDE:
+                raise GuestError(f"16-bit kernel code at EIP {w[_EIP]:#x}: bt mode translates 32-bit code only")
+            if base != c.base:
+                self._move_routines(base)
+            self._context = c = Context(selector, base, wide, iopl)
+            self.cache.use_table(c)
+        return c
+
+    def _move_routines(self, base: int) -> None:
+        """The routines name the monitor's cells relative to CS."""
+        e = Emitter(Context(0, base, True, 0), self.slot, 0, 0, (0, 0))
+        emitter.lookup_routine(e)
+        self.cache.view[layout.CODE : layout.CODE + len(e.code)] = bytes(e.code)
+        self.cache.forget(0, len(e.code))
+
+    # Translating
+
+    def _translate(self, context: Context, eip: int) -> int:
+        linear = eip + context.base & 0xFFFFFFFF
+        frame, data = self._bind(linear)
+        at_byte = linear & PAGE - 1
+        source = Source(
+            eip,
+            frame + at_byte,
+            data[at_byte:],
+            lambda: self._bind((linear | PAGE - 1) + 1 & 0xFFFFFFFF),
+            self._is_changing(frame),
+        )
+        g = self.vcpu.gdtr
+        around = Surroundings(context, self.slot, self.user_code, (g.base, g.limit))
+        unit, code = translate(source, around, self.cache.cursor)
+        pages = {linear >> 12}
+        if len(unit.sources) > 1:
+            pages.add((linear >> 12) + 1 & 0xFFFFF)
+        unit.pages = tuple(pages)
+        self.cache.place(unit, code)
+        self.cache.enter(unit)
+        for address, _size in unit.sources:
+            self._protect(address & ~(PAGE - 1))
+        return unit.origin
+
+    def _bind(self, linear: int) -> tuple[int, bytes]:
+        """(physical address, bytes) of the page of code at a linear address; raises `PageFault`."""
+        machine = self.machine
+        frame = machine.linear.translate(linear, write=False, user=False).frame
+        self.bound[linear >> 12] = frame
+        if not machine.memory.is_ram(frame):
+            return frame, b"\xff" * PAGE
+        return frame, machine.memory.bytes[frame : frame + PAGE].tobytes()
+
+    def _flush(self) -> None:
+        self.cache.flush()
+        for frame in self.protected:
+            self.memory.release(frame)
+        self.protected.clear()
+        self.bound.clear()
+        if self._moved:
+            self._moved = False
+            self._take_place()
+            self._move_routines(self._context.base)
+
+    # Code that changes
+
+    def _protect(self, frame: int) -> None:
+        if frame not in self.protected and not self._is_changing(frame):
+            self.protected.add(frame)
+            self.memory.protect(frame)
+
+    def _is_changing(self, frame: int) -> bool:
+        """Whether code on this frame is checked each time instead of being protected."""
+        return frame in self.changing or (
+            self.machine.memory.is_ram(frame) and self.machine.frames.kinds[frame >> 12] == MIXED
+        )
+
+    def _code_changed(self, frame: int) -> None:
+        """The bytes of a frame with translated code are about to change, or have."""
+        if self.inside or self.machine.engine.running:
+            self._stale.add(frame)
+            return
+        self._drop_code(frame)
+
+    def _drop_code(self, frame: int) -> None:
+        for unit in list(self.cache.units_of_frame(frame)):
+            if not unit.first:
+                self.cache.drop(unit)
+        self.protected.discard(frame)
+        self.memory.release(frame)
+        self._turns[frame] = turns = self._turns.get(frame, 0) + 1
+        own = any(address & ~(PAGE - 1) == frame for address, _ in self._storing)
+        if own or turns >= TURNS:
+            self.changing.add(frame)
+
+    def _remapped(self) -> None:
+        """The guest has changed its mappings: translations of what is elsewhere now are dropped."""
+        linear = self.machine.linear
+        for page, frame in list(self.bound.items()):
+            try:
+                now = linear.translate(page << 12, write=False, user=False, mark=False).frame
+            except PageFault:
+                now = -1
+            if now != frame:
+                del self.bound[page]
+                for unit in list(self.cache.units_of_page(page)):
+                    self.cache.drop(unit)
+
+    # What the guest can see of the processor
+
+    def _show(self) -> None:
+        """Registers that the CPU does not use here carry the guest's values; the rest is in the constants."""
+        s, v = self.state, self.vcpu
+        w = s.words
+        values = v.cr0, v.cr2, v.cr3, v.cr4
+        if values != self._mirror:
+            self._mirror = values
+            cells = self.cache.view[layout.CONTROL_REGISTERS : layout.CONTROL_REGISTERS + 20].cast("I")
+            cells[0], cells[2], cells[3], cells[4] = values
+        if s.cr0 != v.cr0:
+            s.cr0 = v.cr0
+        if w[_LDT] != v.ldtr.selector:
+            w[_LDT] = v.ldtr.selector
+        i = v.idtr
+        if s.table(at.IDT) != (i.base, i.limit):
+            s.set_table(at.IDT, i.base, i.limit)
+        task = (at.SEGMENTS + at.TR * at.SEGMENT_STRIDE) // 4
+        if w[task] != v.tr.selector:
+            w[task] = v.tr.selector
+
+    # Interrupts
+
+    def _interrupts(self) -> bool:
+        """The virtual IF now."""
+        w = self.state.words
+        if w[_HFLAGS] & at.HF_CPL != KERNEL_RING:
+            return bool(w[_EFLAGS] & EFlags.IF)
+        return self.cache.view[layout.FLAG] != 0 if self.inside else self.vcpu.interrupts
+
+    def _guard(self) -> None:
+        """Have the virtual IF raised by exits only while something waits for it, or needs a look at flags."""
+        guarded = self.machine.interrupt_pending or bool(self.state.words[_EFLAGS] & (EFlags.TF | EFlags.NT))
+        if guarded != self._guarded:
+            self._let_flag_rise(not guarded)
+
+    def _let_flag_rise(self, freely: bool) -> None:
+        self._guarded = not freely
+        self.memory.change_rights(layout.FLAG, LOOK | STORE if freely else LOOK | NOTICE)
+
+    @property
+    def poll(self) -> int:
+        if self.state.words[_HFLAGS] & at.HF_CPL != KERNEL_RING:
+            return int(EFlags.IF)
+        self._guard()
+        return stub.STOP_NOW if self._interrupts() else 0
+
+    def can_interrupt(self) -> bool:
+        if self.state.inhibited or not self._interrupts():
+            return False
+        return not self._in_sti_shadow()
+
+    def _in_sti_shadow(self) -> bool:
+        where = self._position()
+        if where is None or where[1] not in where[0].after_sti:
+            return False
+        eip, time = self._shadow
+        return not (eip == self.state.eip and self.machine.retired() - time <= 1)
+
+    def _put_up_shadow(self) -> None:
+        """At the instruction after an in-cache STI: the CPU does not know of it."""
+        if self.machine.interrupt_pending and self._in_sti_shadow():
+            self._shadow = self.state.eip, self.machine.retired()
+            self.state.inhibited = True
+
+    def can_wake(self) -> bool:
+        return self._interrupts()
+
+    def interrupt(self, vector: int) -> None:
+        self._leave()
+        super().interrupt(vector)
+
+    # Exceptions
+
+    def exception(self, vector: int, error_code: int, software: bool) -> str | None:
+        where = self._position()
+        if where is None:
+            self._leave()
+            reason = super().exception(vector, error_code, software)
+        else:
+            reason = self._in_kernel(where, vector, error_code, software)
+        self._resume()
+        return reason
+
+    def _in_kernel(
+        self, where: tuple[Unit, int, int], vector: int, error_code: int, software: bool
+    ) -> str | None:
+        unit, index, offset = where
+        piece = unit.special.get(index)
+        if (
+            piece is not None
+            and vector == Vector.GP
+            and not software
+            and self.cache.view[layout.CODE + offset] == _TRAP
+        ):
+            return self._trapped(unit, index, offset, piece)
+        if piece is not None and offset == piece.resume:
+            self._undo_return()
+        self._leave()
+        if software:
+            # Its last byte is before the guest's EIP; INT n has two, INT3 and INTO have one.
+            before = unit.eips[index - 1] if offset == unit.starts[index] else unit.eips[index]
+            self._deliver_software(vector, before)
+            return None
+        return super().exception(vector, error_code, False)
+
+    def _deliver_software(self, vector: int, before: int) -> None:
+        self._refuse_virtual_8086()
+
+        def restart() -> None:
+            self.state.eip = before
+
+        if self.machine.run_state.listeners:
+            self.machine.emit("delivered", vector=vector, error_code=0)
+        delivery.deliver(self.processor, vector, 0, Kind.SOFTWARE, restart)
+
+    def _trapped(self, unit: Unit, index: int, offset: int, piece: Piece) -> str | None:
+        """The monitor's own trap."""
+        if piece.kind is PieceKind.ROUTINE:
+            lost = self.state.get(ECX) - self.state.get(EDX) & 0xFFFFFFFF
+            self._leave()
+            self.state.eip = self._wanted = lost
+            return "look-up missed"
+        if piece.kind is PieceKind.STUB:
+            target = unit.eips[index]
+            self._leave()
+            self.state.eip = target
+            self._following = unit, piece, offset
+            return "link followed"
+        if piece.kind is PieceKind.CHECK:
+            self._leave()
+            self.cache.drop(unit)
+            return "changed code"
+        self._leave()
+        if piece.kind is PieceKind.UNDEFINED or piece.instruction is None:
+            self.fault(Fault(Vector.UD))
+            return "exception #UD"
+        return self._call_out(unit, piece)
+
+    def _call_out(self, unit: Unit, piece: Piece) -> str:
+        """Emulate the guest's instruction at EIP."""
+        instruction = piece.instruction
+        assert instruction is not None
+        reason = f"call-out {instruction.mnemonic}"
+        try:
+            if not emulate(self._machinery, instruction, ROWS[instruction.key]):
+                self._let_cpu_return(unit, piece)
+        except (Fault, PageFault) as fault:
+            self.fault(fault)
+        return reason
+
+    # Returns to a process, by the CPU
+
+    def _let_cpu_return(self, unit: Unit, piece: Piece) -> None:
+        """IRET or RETF to an outer ring: the flags that only the monitor can set, and then the instruction."""
+        instruction, v = piece.instruction, self.vcpu
+        assert instruction is not None and piece.resume is not None
+        size = instruction.operand_size
+        if not self.cache.has_room(0) or unit.dead:
+            raise GuestError(f"the code of a return at EIP {self.state.eip:#x} changed under the monitor")
+        self._returning = v.interrupts, v.iopl
+        if instruction.opcode == 0xCF:
+            popped = self._machinery.pop(3, size)
+            flags, self.user_code = popped[2], popped[1] & 0xFFFF
+            v.interrupts, v.iopl = bool(flags & EFlags.IF), flags >> IOPL_SHIFT & 3
+            self.state.set_system_flags(_REAL, flags & _REAL)
+        else:
+            self.state.set_system_flags(_REAL, (EFlags.IF if v.interrupts else 0) | v.iopl << IOPL_SHIFT)
+        self.machine.retire()
+        self.cache.view[layout.FLAG] = v.interrupts
+        self.inside = True
+        self.state.eip = self._address(piece.resume)
+
+    def _undo_return(self) -> None:
+        """The CPU's own return has faulted."""
+        if self._returning is not None:
+            self.vcpu.interrupts, self.vcpu.iopl = self._returning
+            self.cache.view[layout.FLAG] = self.vcpu.interrupts
+            self._returning = None
+
+    def fault(self, fault: Fault | PageFault) -> None:
+        self._leave()
+        super().fault(fault)
+
+    def sysenter(self) -> None:
+        self._leave()
+        super().sysenter()
+        self._resume()
+
+    # Memory
+
+    def make_memory(self) -> ShadowMemory:
+        return ShadowMemory(self.machine, self.vcpu, kernel_fetch="own")
+
+    def real_cr0(self) -> int:
+        """The guest's own: nothing in it matters to this CPU that the guest does not mean."""
+        return self.vcpu.cr0
+
+    def _show_pages(self) -> None:
+        slot = self.memory.slot
+        slot.add_pages(layout.DATA, layout.FRAME + layout.DATA, 2, LOOK | STORE)
+        tables = (layout.TRANSLATIONS + layout.TABLE_SIZE - layout.TAGS) // PAGE
+        slot.add_page(layout.CONSTANTS, layout.FRAME + layout.CONSTANTS, LOOK)
+        slot.add_pages(layout.TAGS, layout.FRAME + layout.TAGS, tables, LOOK)
+        slot.add_pages(layout.CODE, layout.FRAME + layout.CODE, layout.CODE_SIZE // PAGE, EXECUTE)
+        slot.on_move.append(self._slot_moved)
+        self.memory.on_flush.append(self._remapped)
+        self.memory.on_code_write = self._code_changed
+
+    def _slot_moved(self, base: int) -> None:
+        """Translations name cells of the slot: they are made anew, as soon as the CPU has been left."""
+        self._moved = True
+        self.inside = False
+
+    def page_fault(self, address: int, access: int) -> None:
+        where = self._position()
+        if where is not None and where[0].special.get(where[1]) is not None:
+            piece = where[0].special[where[1]]
+            if where[2] == piece.resume:
+                self._undo_return()
+        ring = self.state.cpl
+        piece_left = self._leave()
+        if ring == KERNEL_RING and access == FETCH:
+            return  # outside the cache: to be translated
+        if ring == KERNEL_RING and address - self.slot & ~(PAGE - 1) == layout.FLAG:
+            if where is not None and piece_left is not None and piece_left.instruction is not None:
+                self._call_out(where[0], piece_left)
+            else:
+                self._let_flag_rise(True)
+            return
+        self._storing = where[0].sources if where is not None else []
+        super().page_fault(address, access)
+        for frame in self._stale:
+            self._drop_code(frame)
+        self._stale.clear()
+        self._storing = []

@@ -1,0 +1,266 @@
+"""The in-cache sequences: what a sensitive instruction becomes where no exit is needed.
+
+Each emitter writes machine code for one guest instruction, under the discipline that `emitter` states. Flags are
+changed only by sequences of instructions that load the flags anyway, and only after their last access that can
+fault. TRAP in a sequence hands the instruction to the monitor, which emulates all of it.
+
+The stores through CS would fault on hardware; this CPU, like the emulator it descends from, lets them pass.
+VMware's first monitor reserved GS for the purpose instead.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from vmm.isa.decode import ESP, Instruction, Memory
+from vmm.isa.opcodes import SEGMENT_PREFIX
+from vmm.isa.words import EFlags
+from vmm.monitor.translator import layout
+from vmm.monitor.translator.emitter import ECX, EDX, Emitter, source_operand, split
+
+Sequence = Callable[[Emitter, Instruction], None]
+_OVERRIDE = {segment: bytes([prefix]) for prefix, segment in SEGMENT_PREFIX.items()}
+# What must be clear in an EFLAGS image for the CPU to load it as the kernel's: the rest is the monitor's to do.
+_ODD_BYTE = (EFlags.TF | EFlags.IOPL | EFlags.NT) >> 8
+_ODD = EFlags.TF | EFlags.IOPL | EFlags.NT | EFlags.RF | EFlags.VM
+
+
+def _word(value: int) -> bytes:
+    return struct.pack("<I", value & 0xFFFFFFFF)
+
+
+def cli(e: Emitter, _i: Instruction) -> None:
+    e.emit("2ec605", e.cell(layout.FLAG), b"\x00")  # mov byte cs:[FLAG], 0
+
+
+def sti(e: Emitter, _i: Instruction) -> None:
+    """While an interrupt waits, this store is refused: the exit that delivers it."""
+    e.emit("2ec605", e.cell(layout.FLAG), b"\x01")
+
+
+def pushf(e: Emitter, _i: Instruction) -> None:
+    """The real flags, in which IF is always on, with the virtual IF put in."""
+    e.emit("9c")  # pushfd
+    e.save_ecx()
+    e.emit("0fb64c2401")  # movzx ecx, byte [esp + 1]
+    e.clobber(ECX)
+    e.emit("2e8a2d", e.cell(layout.FLAG))  # mov ch, cs:[FLAG]
+    e.emit("2e8a89", e.cell(layout.FLAGS_IMAGE))  # mov cl, cs:[FLAGS_IMAGE + ecx]
+    e.emit("884c2401")  # mov [esp + 1], cl
+    e.restore_ecx()
+    e.clobber(0)
+
+
+def popf(e: Emitter, _i: Instruction) -> None:
+    e.emit("f6442401", bytes([_ODD_BYTE]))  # test byte [esp + 1], TF | IOPL | NT
+    e.emit("7401")
+    e.trap()
+    e.emit("0fba642400", b"\x09")  # bt dword [esp + 0], 9
+    e.emit("2e0f9205", e.cell(layout.FLAG))  # setc cs:[FLAG]
+    e.emit("9d")  # popfd
+
+
+def iret(e: Emitter, _i: Instruction) -> None:
+    """To a process: by the CPU's own IRET, if it starts with interrupts on. To the kernel itself: by the look-up."""
+    e.save_ecx()
+    e.emit("0fb74c2404")  # movzx ecx, word [esp + 4]     CS
+    e.clobber(ECX)
+    e.emit("8d89", _word(-e.context.selector))  # lea ecx, [ecx - kernel's]
+    e.emit("e3")  # jecxz kernel
+    to_kernel = len(e.code)
+    e.emit(b"\x00")
+    e.emit("8d89", _word(e.context.selector - e.user_code))
+    e.trap_unless_ecx_is_zero()
+    for offset, table in ((9, layout.USER_FLAGS), (10, layout.USER_FLAGS_HIGH)):
+        e.emit("0fb64c24", bytes([offset]))  # movzx ecx, byte [esp + offset]
+        e.emit("2e0fb689", e.cell(table))  # movzx ecx, byte cs:[table + ecx]
+        e.trap_unless_ecx_is_zero()
+    e.emit("2ec605", e.cell(layout.FLAG), b"\x01")
+    e.restore_ecx()
+    e.clobber(0)
+    e.resume = e.here
+    e.emit("cf")
+    e.code[to_kernel] = len(e.code) - to_kernel - 1
+    e.clobber(ECX)
+    _iret_to_kernel(e)
+
+
+def _iret_to_kernel(e: Emitter) -> None:
+    e.emit("8b4c2408")  # mov ecx, [esp + 8]      the last of the frame: from here on the flags are free
+    e.emit("8b0c24")  # mov ecx, [esp]
+    e.emit("f7442408", _word(_ODD))  # test dword [esp + 8], ODD
+    e.emit("7401")
+    e.trap()
+    e.save_edx()
+    e.clobber(ECX | EDX)
+    e.emit("0fb7d1")  # movzx edx, cx
+    e.emit("2e8b1495", e.cell(layout.TAGS))  # mov edx, cs:[TAGS + edx * 4]
+    e.emit("01d1")  # add ecx, edx
+    e.emit("7401")
+    e.trap()
+    e.emit("0fb7ca")  # movzx ecx, dx
+    e.emit("2e8b0c8d", e.cell(layout.TRANSLATIONS))
+    e.emit("2e890d", e.cell(layout.TARGET))
+    e.emit("0fba642408", b"\x09")  # bt dword [esp + 8], 9
+    e.emit("2e0f9205", e.cell(layout.FLAG))  # setc cs:[FLAG]
+    e.restore_edx()
+    e.restore_ecx()
+    e.emit("8d642408")  # lea esp, [esp + 8]
+    e.clobber(0)
+    e.emit("9d")  # popfd
+    e.emit("2eff25", e.cell(layout.TARGET))  # jmp cs:[TARGET]
+
+
+def ret(e: Emitter, i: Instruction) -> None:
+    e.save_ecx()
+    e.emit("59")  # pop ecx
+    e.clobber(ECX)
+    if i.immediates and i.immediates[0]:
+        e.emit("8da424", _word(i.immediates[0]))  # lea esp, [esp + imm]
+    e.look_up_ecx()
+
+
+def call(e: Emitter, i: Instruction) -> None:
+    """The stack holds the guest's return address, never the cache's."""
+    e.emit("68", _word(i.next))  # push imm32
+    e.link("e9", branch_target(i))
+
+
+def call_indirect(e: Emitter, i: Instruction) -> None:
+    e.save_ecx()
+    e.emit(source_operand(i, "8b", 1))  # mov ecx, r/m
+    e.clobber(ECX)
+    e.emit("68", _word(i.next))
+    e.look_up_ecx()
+
+
+def jump_indirect(e: Emitter, i: Instruction) -> None:
+    e.save_ecx()
+    e.emit(source_operand(i, "8b", 1))
+    e.clobber(ECX)
+    e.look_up_ecx()
+
+
+def branch_target(i: Instruction) -> int:
+    """Guest EIP that a relative branch with 32-bit operands goes to."""
+    distance = i.immediates[0]
+    if i.opcode in (0xEB, *range(0x70, 0x80), *range(0xE0, 0xE4)):
+        distance -= 0x100 if distance & 0x80 else 0
+    return i.next + distance & 0xFFFFFFFF
+
+
+def jump(e: Emitter, i: Instruction) -> None:
+    e.link("e9", branch_target(i))
+
+
+def branch(e: Emitter, i: Instruction) -> None:
+    """Jcc, of either length."""
+    e.link(f"0f8{i.opcode & 15:x}", branch_target(i))
+
+
+def loop(e: Emitter, i: Instruction) -> None:
+    """LOOPcc and JECXZ have only a short form: it skips to a long jump."""
+    prefix = b"\x67" if i.address_size == 2 else b""
+    e.emit(prefix, bytes([i.opcode, 2]), "eb05")
+    e.link("e9", branch_target(i))
+
+
+def sgdt(e: Emitter, i: Instruction) -> None:
+    memory = i.memory
+    assert memory is not None
+    base, limit = e.gdtr
+    e.emit("66", *_store("c7", memory, 0), struct.pack("<H", limit))
+    e.emit(*_store("c7", memory, 2), _word(base))
+
+
+def from_control_register(e: Emitter, i: Instruction) -> None:
+    e.emit("2e8b", bytes([5 | i.rm << 3]), e.cell(layout.CONTROL_REGISTERS + 4 * i.reg))
+
+
+def from_cs(e: Emitter, i: Instruction) -> None:
+    selector = struct.pack("<H", e.context.selector)
+    if i.memory is not None:
+        prefixes, body = split(i.bytes)
+        keep = bytes(b for b in prefixes if b != 0x66)
+        e.emit("66", keep, b"\xc7", bytes([body[1] & 0xC7]), body[2:], selector)
+    elif i.operand_size == 2:
+        e.emit("66", bytes([0xB8 + i.rm]), selector)
+    else:
+        e.emit(bytes([0xB8 + i.rm]), selector, bytes(2))
+
+
+def from_ss(e: Emitter, i: Instruction) -> None:
+    """The real selector is the guest's with RPL 1."""
+    prefix = b"\x66" if i.operand_size == 2 else b""
+    e.emit(prefix, "8c", bytes([0xD0 | i.rm]))  # mov r, ss
+    e.emit(prefix, "8d", bytes([0x40 | i.rm << 3 | i.rm]), "ff")  # lea r, [r - 1]
+
+
+def push_cs(e: Emitter, i: Instruction) -> None:
+    if i.operand_size == 2:
+        e.emit("6668", struct.pack("<H", e.context.selector))
+    else:
+        e.emit("68", _word(e.context.selector))
+
+
+def push_ss(e: Emitter, _i: Instruction) -> None:
+    """The slot just pushed is scratch until it holds what it should: nothing below ESP is touched."""
+    e.emit("16")  # push ss
+    e.emit("870424")  # xchg eax, [esp]
+    e.emit("8d40ff")  # lea eax, [eax - 1]
+    e.emit("870424")  # xchg eax, [esp]
+
+
+def load_data_segment(e: Emitter, i: Instruction) -> None:
+    """MOV or POP to DS, ES, FS, GS: the CPU's own, unless RPL is 1, which ring 1 may load and ring 0 may not."""
+    e.save_ecx()
+    e.emit("0fb60c24" if i.modrm is None or i.opcode > 0xFF else source_operand(i, "0fb7", 1))
+    e.clobber(ECX)
+    e.emit("0fb6c9")  # movzx ecx, cl
+    e.emit("2e0fb689", e.cell(layout.RING_ONE))  # movzx ecx, byte cs:[RING_ONE + ecx]
+    e.trap_unless_ecx_is_zero()
+    e.restore_ecx()
+    e.clobber(0)
+    e.emit(i.bytes)
+
+
+def encode_memory(memory: Memory, reg: int, displacement: int) -> bytes:
+    """ModRM, SIB and 32-bit displacement of a memory operand with 32-bit addressing, `displacement` added."""
+    offset = _word(memory.displacement + displacement)
+    scale = {1: 0, 2: 0x40, 4: 0x80, 8: 0xC0}[memory.scale]
+    index = 4 if memory.index is None else memory.index
+    if memory.base is None and memory.index is None:
+        return bytes([5 | reg << 3]) + offset
+    if memory.base is None:
+        return bytes([4 | reg << 3, scale | index << 3 | 5]) + offset
+    if memory.index is None and memory.base != ESP:
+        return bytes([0x80 | reg << 3 | memory.base]) + offset
+    return bytes([0x84 | reg << 3, scale | index << 3 | memory.base]) + offset
+
+
+def _store(opcode: str, memory: Memory, displacement: int) -> tuple[bytes, ...]:
+    return _OVERRIDE[memory.segment], bytes.fromhex(opcode), encode_memory(memory, 0, displacement)
+
+
+SEQUENCES: dict[str, Sequence] = {
+    "CLI": cli,
+    "STI": sti,
+    "PUSHF": pushf,
+    "POPF": popf,
+    "IRET": iret,
+    "RET": ret,
+    "CALL": call,
+    "CALL indirect": call_indirect,
+    "JMP": jump,
+    "JMP indirect": jump_indirect,
+    "Jcc": branch,
+    "LOOP": loop,
+    "SGDT": sgdt,
+    "MOV from CR": from_control_register,
+    "MOV from CS": from_cs,
+    "MOV from SS": from_ss,
+    "PUSH CS": push_cs,
+    "PUSH SS": push_ss,
+    "load of a data segment": load_data_segment,
+}

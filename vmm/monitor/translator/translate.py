@@ -1,0 +1,223 @@
+"""A unit from the guest's code: decode until a terminator, copy what is innocuous, replace what is not.
+
+Capstone gives the sizes of a run of instructions at once; only what may have a row is decoded fully. A unit goes on
+past conditional branches and calls, because both leave it by links, and ends with an unconditional transfer, at the
+end of its page, or after `LONGEST` instructions. An instruction that runs over the end of the page is in, if
+it can be fetched.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from vmm.isa.decode import MAX_LENGTH, Instruction, decode
+from vmm.isa.disassemble import sizes
+from vmm.monitor.translator.emitter import ECX, Context, Emitter
+from vmm.monitor.translator.rows import ROWS, Row, is_plain
+from vmm.monitor.translator.sequences import SEQUENCES
+from vmm.monitor.translator.units import Kind, Piece, Unit
+
+BATCH = 8  # instructions decoded at a time
+LONGEST = 48  # instructions in a unit
+LARGEST = 4096  # bytes that a unit may take, stubs included
+RETURNS = frozenset((0xCA, 0xCB, 0xCF))  # to a process these are the CPU's own
+_STI = 0xFB
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where code comes from: `code` are the bytes from EIP to the end of the page, at physical `address`.
+
+    `following` gives the physical address and the bytes of the next page, or raises `PageFault`. On a page whose
+    bytes change under the monitor's eyes (`changing`), units are checked each time they are entered.
+    """
+
+    eip: int
+    address: int
+    code: bytes
+    following: Callable[[], tuple[int, bytes]]
+    changing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a translation depends on beside the code."""
+
+    context: Context
+    slot: int
+    user_code: int
+    gdtr: tuple[int, int]
+
+
+def translate(source: Source, around: Surroundings, origin: int) -> tuple[Unit, bytes]:
+    """The unit for the code at `source`, to lie at `origin` in the cache. May raise `PageFault`."""
+    return _Translation(source, around, origin).run()
+
+
+class _Translation:
+    def __init__(self, source: Source, around: Surroundings, origin: int) -> None:
+        self.source = source
+        context = around.context
+        self.unit = Unit(context, source.eip, origin)
+        self.emitter = Emitter(context, around.slot, origin, around.user_code, around.gdtr)
+        self.code = source.code
+        self.address = source.address
+        self.crossed = 0  # bytes of the next page that the last instruction has
+
+    def run(self) -> tuple[Unit, bytes]:
+        unit, e = self.unit, self.emitter
+        limit = 1 if self.source.changing else LONGEST
+        run: Iterable[int] = self._sizes(limit)
+        if self.source.changing:
+            run = list(run)
+            self._check_first(run[0])
+        at = 0
+        after_sti = ended = False
+        for size in run:
+            code = self.code[at : at + size]
+            eip = self.source.eip + at & 0xFFFFFFFF
+            if after_sti:
+                unit.after_sti.add(len(unit.starts))
+            self._begin(eip, size)
+            at += size
+            if size == 0:
+                self._special(Piece(Kind.UNDEFINED))
+                e.trap()
+                ended = True
+                break
+            after_sti = False
+            if is_plain(code + b"\0"):
+                e.code += code
+            else:
+                ended, after_sti = self._consider(code, eip)
+                if ended:
+                    break
+            if len(unit.starts) - unit.first >= limit:
+                break
+        unit.last = len(unit.starts)
+        if not ended:
+            self._glue(at, after_sti)
+        unit.sources.append((self.address, max(1, at - self.crossed)))
+        self._stubs()
+        return unit, bytes(e.code)
+
+    def _sizes(self, limit: int) -> Iterator[int]:
+        """Sizes of the instructions ahead; the last may reach into the next page; 0 is what is none."""
+        at = found = 0
+        while found < limit:
+            wanted = min(BATCH, limit - found)
+            batch = sizes(self.code[at : at + wanted * MAX_LENGTH], wanted)
+            yield from batch
+            at += sum(batch)
+            found += len(batch)
+            if len(batch) < wanted:
+                yield from self._last(self.code[at:], found)
+                return
+
+    def _last(self, rest: bytes, found: int) -> Iterator[int]:
+        """What Capstone does not take for an instruction, or what runs over the end of the page."""
+        instruction = decode(rest[:MAX_LENGTH])
+        if instruction is not None:
+            yield instruction.size
+        elif len(rest) >= MAX_LENGTH:
+            yield 0
+        elif not found:  # else it begins a unit of its own
+            address, following = self.source.following()
+            instruction = decode(rest + following[:MAX_LENGTH])
+            if instruction is None:
+                yield 0
+                return
+            self.crossed = instruction.size - len(rest)
+            self.code = rest + following[: self.crossed]
+            self.unit.sources.append((address, self.crossed))
+            yield instruction.size
+
+    def _begin(self, eip: int, size: int) -> None:
+        unit = self.unit
+        unit.starts.append(self.emitter.here)
+        unit.eips.append(eip)
+        unit.sizes.append(size)
+
+    def _special(self, piece: Piece) -> Piece:
+        self.unit.special[len(self.unit.starts) - 1] = piece
+        return piece
+
+    def _consider(self, code: bytes, eip: int) -> tuple[bool, bool]:
+        """An instruction that may have a row; whether it ends the unit, and whether it casts STI's shadow."""
+        e = self.emitter
+        instruction = decode(code, eip)
+        if instruction is None:
+            self._special(Piece(Kind.UNDEFINED))
+            e.trap()
+            return True, False
+        row = ROWS.get(instruction.key)
+        if row is None or instruction.lock:
+            e.code += code
+            return False, False
+        e.clobbered, e.resume = [], None
+        if row.sequence is not None and row.holds(instruction, e.context):
+            piece = self._special(Piece(Kind.SEQUENCE, instruction, row))
+            first_link = len(e.links)
+            SEQUENCES[row.sequence](e, instruction)
+            piece.clobbered, piece.resume = e.clobbered, e.resume
+            if len(e.links) > first_link:
+                piece.link = e.links[-1]
+            self.unit.uses_gdtr |= row.sequence == "SGDT"
+            return row.ends, instruction.opcode == _STI
+        self._call_out(instruction, row)
+        return row.ends, False
+
+    def _call_out(self, instruction: Instruction, row: Row) -> None:
+        e = self.emitter
+        piece = self._special(Piece(Kind.CALL_OUT, instruction, row))
+        e.trap()
+        if instruction.opcode in RETURNS:
+            piece.resume = e.here
+            e.code += instruction.bytes
+
+    def _glue(self, at: int, after_sti: bool) -> None:
+        """The unit ends without a terminator: on to the next instruction."""
+        eip = self.source.eip + at & 0xFFFFFFFF
+        if after_sti:
+            self.unit.after_sti.add(len(self.unit.starts))
+        self._begin(eip, 0)
+        e = self.emitter
+        e.link("e9", eip)
+        self._special(Piece(Kind.STUB, link=e.links[-1]))
+
+    def _stubs(self) -> None:
+        """Where each link leads as long as its target has no translation: a trap of its own."""
+        unit, e = self.unit, self.emitter
+        for link in e.links:
+            self._begin(link.target, 0)
+            self._special(Piece(Kind.STUB, link=link))
+            at = link.site - e.origin
+            e.code[at : at + 4] = struct.pack("<i", e.here - (link.site + 4))
+            e.trap()
+        unit.links = e.links
+
+    # Units on changing pages
+
+    def _check_first(self, size: int) -> None:
+        """Compare the instruction's own bytes, four, two and one at a time; ECX is the difference."""
+        e = self.emitter
+        self._begin(self.source.eip, 0)
+        self.unit.first = 1
+        piece = self._special(Piece(Kind.CHECK))
+        code = self.code[: max(1, size)]
+        e.clobbered = []
+        e.save_ecx()
+        e.clobber(ECX)
+        at = 0
+        while at < len(code):
+            width = 4 if len(code) - at >= 4 else 2 if len(code) - at >= 2 else 1
+            eip = self.source.eip + at & 0xFFFFFFFF
+            e.emit({4: "2e8b0d", 2: "2e0fb70d", 1: "2e0fb60d"}[width], struct.pack("<I", eip))
+            difference = -int.from_bytes(code[at : at + width], "little") & 0xFFFFFFFF
+            e.emit("8d89", struct.pack("<I", difference))
+            e.trap_unless_ecx_is_zero()
+            at += width
+        e.restore_ecx()
+        piece.clobbered = [*e.clobbered, (e.here, 0)]
