@@ -94,6 +94,9 @@ class Bare:
     def settled(self) -> bool:
         return True
 
+    def stepped(self, counted: bool) -> bool:
+        return True
+
     def prepare(self) -> bool:
         return True
 

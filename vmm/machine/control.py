@@ -61,6 +61,12 @@ class Control(Protocol):
     def settled(self) -> bool:
         """Whether the CPU, which has stopped, stands between two guest instructions."""
 
+    def stepped(self, counted: bool) -> bool:
+        """After the CPU's own single-step trap: whether a guest instruction, or a pass of a repeated one, is over.
+
+        `counted`: one began in the block that has been executed.
+        """
+
     def prepare(self) -> bool:
         """Before the CPU runs; False if that raised a fault for the loop to deliver first."""
 

@@ -238,7 +238,7 @@ class Machine:
         state = self.run_state
         if state.fault is None and not self.control.settled():
             state.step = True
-            self._grant(max(0, limit - self.retired()), None)
+            self._grant(0, None)  # what is left of the instruction has been charged
             return
         if state.poke:
             reason, state.poke = state.poke, ""
@@ -457,8 +457,10 @@ class Machine:
         if software:
             self.retirement.settle_software()
         elif vector == Vector.DB:
-            self.retirement.at_boundary()  # a trap: EIP is past the instruction, perhaps back at it
-            if self.control.settled():
+            # A trap: EIP is past the instruction, perhaps back at it.
+            counted = self.engine.meter.last_block()[2]
+            self.retirement.at_boundary()
+            if self.control.stepped(bool(counted)):
                 self._trap()
             self.exits.add(_exit_name(vector, software), time.perf_counter_ns() - started)
             return

@@ -142,6 +142,13 @@ class TranslatingMonitor(DeprivilegedMonitor):
         piece = unit.special.get(index)
         return piece is None or piece.kind is not PieceKind.ROUTINE
 
+    def stepped(self, counted: bool) -> bool:
+        where = self._position()
+        if where is None:
+            return True
+        unit, index, _ = where
+        return self.settled() and (counted or not unit.first or index != unit.first)
+
     def where(self) -> int:
         where = self._position()
         return self.state.eip if where is None else where[0].eips[where[1]]

@@ -114,3 +114,28 @@ def is_plain(code: bytes) -> bool:
         at += 1
     first = code[at]
     return code[at + 1] not in SUSPECT_0F if first == 0x0F else first not in SUSPECT
+
+
+# What only reads its memory operand: ALU and MOV to a register, CMP, TEST, XLAT, MOV from a fixed address.
+_LOADS = frozenset(
+    [base + form for base in range(0x00, 0x40, 8) for form in (2, 3)] + [0x38, 0x39, 0x84, 0x85, 0x8A, 0x8B, 0x8D]
+    + [0xA0, 0xA1, 0xD7, 0x0FB6, 0x0FB7, 0x0FBE, 0x0FBF, 0x0FAF, 0x0FA3, *range(0x0F40, 0x0F50), 0x69, 0x6B]
+)  # fmt: skip
+_REGISTERS = frozenset(
+    [base + form for base in range(0x00, 0x40, 8) for form in (4, 5)]
+    + [*range(0x40, 0x50), *range(0x90, 0x9A), *range(0xB0, 0xC0), 0xA8, 0xA9, 0xF5, *range(0xF8, 0xFE)]
+    + [0x37, 0x3F, 0x27, 0x2F, 0x9E, 0x9F, *range(0x0FC8, 0x0FD0), *range(0x58, 0x60)]
+)
+
+
+def may_store(instruction: Instruction | None) -> bool:
+    """Whether an instruction that is copied could store to memory; where in doubt, it could."""
+    if instruction is None:
+        return True
+    if instruction.opcode in _REGISTERS:
+        return False
+    if instruction.modrm is None:
+        return True
+    if instruction.memory is None:
+        return instruction.opcode >= 0xD8 and instruction.opcode < 0x100
+    return instruction.opcode not in _LOADS

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from vmm.isa.decode import MAX_LENGTH, Instruction, decode
 from vmm.isa.disassemble import sizes
 from vmm.monitor.translator.emitter import ECX, Context, Emitter
-from vmm.monitor.translator.rows import ROWS, Row, is_plain
+from vmm.monitor.translator.rows import ROWS, Row, is_plain, may_store
 from vmm.monitor.translator.sequences import SEQUENCES
 from vmm.monitor.translator.units import Kind, Piece, Unit
 
@@ -68,11 +68,10 @@ class _Translation:
 
     def run(self) -> tuple[Unit, bytes]:
         unit, e = self.unit, self.emitter
-        limit = 1 if self.source.changing else LONGEST
-        run: Iterable[int] = self._sizes(limit)
+        run: Iterable[int] = self._sizes(LONGEST)
         if self.source.changing:
-            run = list(run)
-            self._check_first(run[0])
+            run = self._steady(run)
+            self._check_first(sum(run))
         at = 0
         after_sti = ended = False
         for size in run:
@@ -94,8 +93,6 @@ class _Translation:
                 ended, after_sti = self._consider(code, eip)
                 if ended:
                     break
-            if len(unit.starts) - unit.first >= limit:
-                break
         unit.last = len(unit.starts)
         if not ended:
             self._glue(at, after_sti)
@@ -133,6 +130,17 @@ class _Translation:
             self.code = rest + following[: self.crossed]
             self.unit.sources.append((address, self.crossed))
             yield instruction.size
+
+    def _steady(self, run: Iterable[int]) -> list[int]:
+        """On a page that changes: no further than the first instruction that may store, or is not copied."""
+        taken, at = [], 0
+        for size in run:
+            taken.append(size)
+            code = self.code[at : at + size]
+            at += size
+            if not size or not is_plain(code + b"\0") or may_store(decode(code)):
+                break
+        return taken
 
     def _begin(self, eip: int, size: int) -> None:
         unit = self.unit
@@ -201,7 +209,7 @@ class _Translation:
     # Units on changing pages
 
     def _check_first(self, size: int) -> None:
-        """Compare the instruction's own bytes, four, two and one at a time; ECX is the difference."""
+        """Compare the source with what is translated, four, two and one bytes at a time; ECX is the difference."""
         e = self.emitter
         self._begin(self.source.eip, 0)
         self.unit.first = 1
