@@ -126,7 +126,9 @@ class Engine:
         self._site_eip, self._site_flags = -1, 0  # a site left to the engine that has not yet gone on
         self._dropping: int | None = None
         self._translated = (0, 0, 0)
-        self.foreign = range(0)  # linear addresses of code of which only the handler can say what it counts for
+        self.foreign = range(
+            0
+        )  # linear addresses of code of which only the handler can say what it counts for
         self._block_hook: ctypes.c_size_t | None = None
         self._sites: dict[int, ctypes.c_size_t] = {}
         self._new_sites: list[tuple[int, int, int]] = []

@@ -253,6 +253,9 @@ class DeprivilegedMonitor:
     def settled(self) -> bool:
         return True
 
+    def stepped(self, counted: bool) -> bool:
+        return True
+
     def prepare(self) -> bool:
         return True
 

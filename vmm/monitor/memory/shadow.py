@@ -218,6 +218,14 @@ class ShadowMemory:
         """Stores to this page need no longer be noticed for the sake of translated code."""
         self._unwatch(frame, TRANSLATED)
 
+    def change_rights(self, offset: int, rights: int) -> None:
+        """Let ring 1 do something else with a page of the slot; cheap, for what changes often."""
+        number = offset >> 12
+        page = self.slot.pages[number] = own.OwnPage(self.slot.pages[number].frame, rights)
+        leaf = page.frame | hw.P | hw.A | hw.D | hw.NX | (hw.RW if rights & own.STORE else 0)
+        self.pool.entries[self._slot_tables[number >> 9] + (number & 511)] = leaf
+        self._engine.flush_tlb()
+
     def watch_descriptors(self, frames: frozenset[int]) -> None:
         """These physical pages hold descriptors: `on_descriptor_write` is called before any of them changes."""
         for frame in frames:
@@ -254,7 +262,7 @@ class ShadowMemory:
             if not user and page.rights & own.STORE:
                 return page.frame, PROT_READ | PROT_WRITE
             if access == WRITE:
-                if self.is_implicit(address, access):
+                if page.rights & own.NOTICE and not user or self.is_implicit(address, access):
                     return None
             elif not user or self.is_implicit(address, access):
                 return page.frame, PROT_READ

@@ -18,6 +18,7 @@ SIZE = 4 << 20
 HIGHEST = 0xFFC0_0000
 
 LOOK, STORE, EXECUTE = 1, 2, 4  # what ring 1 may do with a page of the slot
+NOTICE = 8  # a store is refused, and comes to the monitor
 
 
 @dataclass(frozen=True)
