@@ -24,7 +24,9 @@ from tools.bench.nano.catalogue import (
     AtMostTimes,
     Benchmark,
 )
-from tools.bench.nano.columns import Qemu, columns
+from tools.bench.nano.columns import columns
+from tools.bench.nano.disk import disk
+from tools.bench.nano.emulators import Bochs, Qemu
 from tools.bench.nano.results import JUDGED, Results, judge
 from tools.bench.nano.worker import BARE, BLOCK, FILL, SITE, Failed, Sample, count_in, exits, run_in, slope
 from vmm.image.asm import assemble_text
@@ -99,11 +101,49 @@ def test_an_operation_is_the_one_in_its_name(benchmark: Benchmark) -> None:
 
 
 @EVERY
+@pytest.mark.parametrize("mode", MODES)
+def test_every_benchmark_runs_in_every_mode(benchmark: Benchmark, mode: str) -> None:
+    """Measured as it is measured, by the host's clock, it comes to its own end, a few iterations or none."""
+    for iterations in (0, 1) if benchmark.once else (0, 3):
+        taken, _exits = run_in(images.image_of(benchmark), mode, iterations)
+        assert taken > 0
+
+
+@EVERY
 def test_every_benchmark_runs_on_qemu(benchmark: Benchmark, tmp_path: Path) -> None:
     """The same image ends in the same way on QEMU."""
     require("qemu-system-i386")
     sample = Qemu(tmp_path).sample(benchmark, 2)
     assert not sample.failure
+
+
+@EVERY
+def test_the_boot_disk_starts_the_image(benchmark: Benchmark, tmp_path: Path) -> None:
+    """Where there is no multiboot loader the disk brings the guest to its end, too, with all its bytes."""
+    path = tmp_path / "disk"
+    path.write_bytes(disk(images.with_iterations(images.image_of(benchmark), 2)))
+    command = (require("qemu-system-i386"), *Qemu.MACHINE, "-drive", f"file={path},format=raw")
+    assert subprocess.run(command, timeout=20).returncode == Qemu.DONE
+
+
+def test_an_emulator_that_is_not_there_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without QEMU or Bochs the table has dashes, and says what to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "Debian: qemu-system-x86" in (Qemu(tmp_path).absent(EMPTY) or "")
+    assert "Debian: bochs" in (Bochs(tmp_path).absent(EMPTY) or "")
+
+
+def test_an_emulator_that_ends_otherwise_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the guest's own end is a measurement."""
+    for name in ("qemu-system-i386", "bochs"):
+        (tmp_path / name).write_text("#!/bin/sh\necho '[X] it broke'\nexit 7\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(Bochs, "_rom", lambda _self, names: Path(names[0]))
+    assert Qemu(tmp_path).sample(EMPTY, 2).failure == "QEMU ended with status 7"
+    assert Bochs(tmp_path).sample(EMPTY, 2).failure == "Bochs ended with status 7: [X] it broke"
 
 
 @EVERY

@@ -17,6 +17,7 @@ from tools.bench.nano.catalogue import Benchmark
 from tools.bench.nano.columns import Column
 from tools.bench.nano.results import JUDGED, Results, count_text, judge
 from tools.bench.nano.worker import BARE
+from vmm.vm import MODES
 
 NONE = "-"
 WIDTH = 140
@@ -63,7 +64,7 @@ def _ratio(value: float | None) -> str:
 def times(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> Grid:
     """Nanoseconds of an operation, and the ratios of our best mode to what is not ours."""
     names = {c.name: c.title for c in columns}
-    modes = [name for name in names if name not in (BARE, "qemu")]
+    modes = [name for name in names if name in MODES]
     subject = JUDGED if JUDGED in modes else modes[-1]
     pairs = [(subject, BARE), (subject, "qemu")]
     if subject != "native" and "native" in modes:
@@ -80,7 +81,7 @@ def times(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[C
 
 def exits(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> Grid:
     """Exits of an operation by reason, in each mode."""
-    modes = [c.name for c in columns if c.name not in (BARE, "qemu")]
+    modes = [c.name for c in columns if c.name in MODES]
     left = frozenset(range(len(modes) + 1))
     grid = Grid("Exits for one operation, by reason", ("operation", *modes), left)
     for b in benchmarks:

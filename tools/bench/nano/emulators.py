@@ -1,0 +1,176 @@
+"""QEMU and Bochs: machines that are not ours, on which the same images run.
+
+The hard part is that only their whole processes can be timed, from outside: a sample is the difference between two
+of them, and the number of iterations has to be large enough for the firmware's start to drown.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+from tools.bench.nano import images
+from tools.bench.nano.catalogue import EMPTY, Benchmark
+from tools.bench.nano.disk import CYLINDERS, HEADS, SECTORS, disk
+from tools.bench.nano.worker import MOST, RUNS, Sample
+
+PATIENCE = 30.0  # seconds that a process may take
+LONG = 0.2  # seconds over a run without iterations
+
+
+class Ended(Exception):
+    """The emulator did not end as the guest ends it; the text says how."""
+
+
+class WholeProcess:
+    """An emulator that is timed from start to end. `rounds` says how many samples it is worth the time to take."""
+
+    name: str
+    title: str
+    rounds = 2
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._starts: dict[str, float] = {}  # seconds without iterations, by benchmark
+
+    def absent(self, benchmark: Benchmark) -> str | None:
+        """See `columns.Column`."""
+        raise NotImplementedError
+
+    def _run(self, benchmark: Benchmark, iterations: int) -> float:
+        """Seconds of a process; raises `Ended`, and `subprocess.TimeoutExpired` after `PATIENCE`."""
+        raise NotImplementedError
+
+    def _start_of(self, benchmark: Benchmark) -> Benchmark:
+        """Whose start stands for this one's."""
+        return benchmark
+
+    def sample(self, benchmark: Benchmark, iterations: int) -> Sample:
+        few = 0 if benchmark.once else 1
+        try:
+            other = self._start_of(benchmark)
+            if other.name not in self._starts:
+                self._starts[other.name] = min(self._run(other, few) for _ in range(RUNS))
+            start = self._starts[other.name]
+            if benchmark.once:
+                many, taken = 1, self._run(benchmark, 1)
+            else:
+                many, taken = self._long(benchmark, start, iterations)
+        except subprocess.TimeoutExpired:
+            return Sample(failure=f"not done after {PATIENCE:.0f} s")
+        except Ended as error:
+            return Sample(failure=str(error))
+        return Sample(many, max(0.0, taken - start) / max(1, many - few))
+
+    def _long(self, benchmark: Benchmark, start: float, iterations: int) -> tuple[int, float]:
+        """(iterations, seconds of a process) of a run that is long enough."""
+        n = iterations or 100
+        while True:
+            taken = self._run(benchmark, n)
+            if iterations or taken - start > LONG / 2 or n >= MOST:
+                taken = min(taken, self._run(benchmark, n))  # was it long, or was it held up?
+                if iterations or taken - start > LONG / 2 or n >= MOST:
+                    return n, taken
+            n = min(MOST, int(n * max(4, min(100, 1.5 * LONG / max(taken - start, 1e-3)))))
+
+
+class Qemu(WholeProcess):
+    """QEMU with TCG, in one thread."""
+
+    name, title = "qemu", "QEMU TCG"
+    MACHINE = (
+        *("-M", "pc", "-m", str(images.MEMORY >> 20), "-accel", "tcg,thread=single", "-nodefaults"),
+        *("-display", "none", "-net", "none", "-no-reboot"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+    )
+    DONE = 1  # the status when the guest has written 0 to isa-debug-exit
+
+    def absent(self, benchmark: Benchmark) -> str | None:
+        if shutil.which("qemu-system-i386"):
+            return None
+        return "qemu-system-i386 is not installed (Debian: qemu-system-x86)"
+
+    def _run(self, benchmark: Benchmark, iterations: int) -> float:
+        path = self._folder / f"{benchmark.name}.elf"
+        images.write(images.with_iterations(images.image_of(benchmark), iterations), path)
+        started = time.perf_counter()
+        done = subprocess.run(
+            ("qemu-system-i386", *self.MACHINE, "-kernel", str(path)), capture_output=True, timeout=PATIENCE
+        )
+        taken = time.perf_counter() - started
+        if done.returncode != self.DONE:
+            raise Ended(f"QEMU ended with status {done.returncode}")
+        return taken
+
+
+class Bochs(WholeProcess):
+    """Bochs, an interpreter; it boots from a disk and is ended through its shutdown port."""
+
+    name, title = "bochs", "Bochs"
+    rounds = 1
+    FOLDERS = ("/usr/share/bochs", "/usr/share/vgabios", "/usr/local/share/bochs", "/usr/share/seabios")
+    BIOS = ("BIOS-bochs-legacy", "BIOS-bochs-latest")
+    VGA_BIOS = ("VGABIOS-lgpl-latest", "VGABIOS-lgpl-latest.bin", "vgabios.bin")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._program = shutil.which("bochs-bin") or shutil.which("bochs")
+        self._roms = [self._rom(self.BIOS), self._rom(self.VGA_BIOS)]
+        self._flags: tuple[str, ...] | None = None
+
+    def absent(self, benchmark: Benchmark) -> str | None:
+        if self._program is None:
+            return "bochs is not installed (Debian: bochs, bochsbios, vgabios)"
+        if None in self._roms:
+            return "bochs is installed, and its BIOS images are not (Debian: bochsbios, vgabios)"
+        return None
+
+    def _rom(self, names: tuple[str, ...]) -> Path | None:
+        """One of these files, where distributions put them and where BXSHARE points."""
+        own = os.environ.get("BXSHARE")
+        folders = [Path(own), Path(own).parent / "vgabios"] if own else []
+        folders += map(Path, self.FOLDERS)
+        found = (folder / name for name in names for folder in folders)
+        return next((path for path in found if path.is_file()), None)
+
+    def _start_of(self, benchmark: Benchmark) -> Benchmark:
+        """Reading the disk takes as long for all that are small; a start takes half a second."""
+        return benchmark if benchmark.once else EMPTY
+
+    def _arguments(self) -> tuple[str, ...]:
+        """With its debugger built in, it waits for a command before it starts."""
+        if self._flags is None:
+            told = subprocess.run(
+                (str(self._program), "--help"), capture_output=True, text=True, timeout=PATIENCE
+            )
+            commands = self._folder / "bochs.commands"
+            commands.write_text("c\n")
+            debugger = "-rc " in told.stdout + told.stderr
+            self._flags = ("-rc", str(commands)) if debugger else ()
+        return self._flags
+
+    def _run(self, benchmark: Benchmark, iterations: int) -> float:
+        path, configuration = self._folder / "bochs.disk", self._folder / "bochsrc"
+        path.write_bytes(disk(images.with_iterations(images.image_of(benchmark), iterations)))
+        bios, vga_bios = self._roms
+        shape = f"cylinders={CYLINDERS}, heads={HEADS}, spt={SECTORS}"
+        configuration.write_text(
+            'display_library: rfb, options="timeout=0"\n'  # the one that needs no display
+            f"romimage: file={bios}\nvgaromimage: file={vga_bios}\nmegs: {images.MEMORY >> 20}\n"
+            f"clock: sync=none\nata0-master: type=disk, path={path}, mode=flat, {shape}\n"
+            f"boot: disk\nlog: {self._folder / 'bochs.log'}\npanic: action=fatal\n"
+        )
+        command = (str(self._program), "-q", "-f", str(configuration), *self._arguments())
+        started = time.perf_counter()
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
+        )
+        taken = time.perf_counter() - started
+        said = done.stdout + done.stderr
+        if "Shutdown port" not in said:
+            reason = next((line for line in said.splitlines() if line.startswith("[")), "no reason given")
+            raise Ended(f"Bochs ended with status {done.returncode}: {reason.strip()}")
+        return taken
