@@ -117,6 +117,8 @@ class DeprivilegedMonitor:
 
     def interrupt(self, vector: int) -> None:
         self._refuse_virtual_8086()
+        if self.machine.run_state.listeners:
+            self.machine.emit("delivered", vector=vector, error_code=0)
         delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
         self.machine.retire()
 
@@ -138,6 +140,8 @@ class DeprivilegedMonitor:
                     return "exception #PF"
         self._refuse_virtual_8086()
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
+        if self.machine.run_state.listeners:
+            self.machine.emit("delivered", vector=vector, error_code=error_code)
         delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
         if not software:
             self.machine.retire()  # a delivery takes time; that of INT n is the instruction's
@@ -182,6 +186,8 @@ class DeprivilegedMonitor:
             vector, error_code = int(Vector.PF), fault.code
         else:
             vector, error_code = fault.vector, fault.error_code
+        if self.machine.run_state.listeners:
+            self.machine.emit("delivered", vector=vector, error_code=error_code)
         delivery.deliver(self.processor, vector, error_code, Kind.EXCEPTION)
         self.machine.retire()
 
