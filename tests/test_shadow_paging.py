@@ -40,4 +40,4 @@ for _name, _value in vars(test_paging).items():
 
 def test_they_run_under_the_monitor() -> None:
     """The machines of these tests are made in trap mode."""
-    assert isinstance(test_paging.run("hlt", limit=5).control, TrapMonitor)
+    assert isinstance(vars(test_paging)["run"]("hlt", limit=5).control, TrapMonitor)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
 from vmm.isa.vectors import Vector
-from vmm.isa.words import CR0
+from vmm.isa.words import CR0, CR4, PTE
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.delivery import Fault, TaskState
@@ -45,7 +45,15 @@ class Linear:
         self.source: PagingRegisters = state
         self._a20_mask = 0xFFFFFFFF
         self.on_a20: Callable[[], None] = lambda: None
+        # By page, kind of access and the bits of the control registers that matter: the two entries of the guest's
+        # tables, by index and value, and what the walk through them found.
+        self._walks: dict[
+            tuple[int, bool, bool, int, int, int, int], tuple[int, int, int, int, Translation]
+        ] = {}
         self._fetched: dict[int, int] = {}  # frames by linear page number, see `code`
+        # The same, of translations that hold, from a monitor that knows when they end; it is told of new ones.
+        self.known: dict[int, int] | None = None
+        self.on_found: Callable[[int, int], None] = lambda _address, _frame: None
 
     @property
     def a20_mask(self) -> int:
@@ -59,9 +67,40 @@ class Linear:
 
     def translate(self, address: int, *, write: bool, user: bool, mark: bool = True) -> Translation:
         s = self.source
-        return walk(
-            self._memory, s.cr0, s.cr3, s.cr4, self._a20_mask, address, write=write, user=user, mark=mark
-        )
+        cr0, cr3, cr4 = s.cr0, s.cr3, s.cr4
+        if not cr0 & CR0.PG:
+            return Translation(address & 0xFFFFF000 & self._a20_mask, True)
+        key = (address >> 12, write, user, cr0 & CR0.WP, cr3, cr4 & CR4.PSE, self._a20_mask)
+        known, words = self._walks.get(key), self._memory.words
+        if known is not None and words[known[0]] == known[1] and words[known[2]] == known[3]:
+            return known[4]
+        found = walk(self._memory, cr0, cr3, cr4, self._a20_mask, address, write=write, user=user, mark=mark)
+        if mark:
+            self._remember(key, cr3, cr4, address, found)
+        return found
+
+    def _remember(
+        self,
+        key: tuple[int, bool, bool, int, int, int, int],
+        cr3: int,
+        cr4: int,
+        address: int,
+        found: Translation,
+    ) -> None:
+        """Keep a walk with the entries that it went through: as long as they are the same, so is its result."""
+        memory, mask = self._memory, self._a20_mask
+        directory = (cr3 & 0xFFFFF000) + (address >> 20 & 0xFFC) & mask
+        if not memory.is_ram(directory):
+            return
+        pde = memory.words[directory >> 2]
+        table = directory
+        if not (pde & PTE.PS and cr4 & CR4.PSE):
+            table = (pde & 0xFFFFF000) + (address >> 10 & 0xFFC) & mask
+            if not memory.is_ram(table):
+                return
+        if len(self._walks) >= FETCHED_LIMIT:
+            self._walks.clear()
+        self._walks[key] = directory >> 2, pde, table >> 2, memory.words[table >> 2], found
 
     def read(self, address: int, size: int, *, user: bool = False, mark: bool = True) -> int:
         if (address & 0xFFF) + size <= 0x1000:
@@ -105,6 +144,13 @@ class Linear:
         if not self.source.cr0 & CR0.PG and EXTENDED_START <= address < memory.size - size:
             address &= self._a20_mask
             return memory.bytes[address : address + size].tobytes()
+        known = self.known
+        frame: int | None
+        if known is not None and (address & 0xFFF) + size <= 0x1000:
+            frame = known.get(address >> 12)
+            if frame is not None:
+                start = frame | address & 0xFFF
+                return memory.bytes[start : start + size].tobytes()
         data = bytearray()
         while len(data) < size:
             here = address + len(data) & 0xFFFFFFFF
@@ -112,10 +158,12 @@ class Linear:
             try:
                 frame = self.translate(here, write=False, user=False, mark=False).frame
             except PageFault:
-                known = self._fetched.get(here >> 12)
-                if known is None:
+                frame = self._fetched.get(here >> 12)
+                if frame is None:
                     break
-                frame = known
+            else:
+                if known is not None:
+                    self.on_found(here, frame)
             start = frame | here & 0xFFF
             if self._memory.is_ram(start):
                 data += self._memory.bytes[start : start + length]
@@ -163,7 +211,8 @@ class RegisterProcessor:
         entry = self.entry(selector)
         if entry is None:
             return None
-        return Descriptor(self.read(entry, 4), self.read(entry + 4 & 0xFFFFFFFF, 4))
+        both = self.read(entry, 8)
+        return Descriptor(both & 0xFFFFFFFF, both >> 32)
 
     def mark_accessed(self, selector: int, descriptor: Descriptor) -> None:
         entry = self.entry(selector)

@@ -147,10 +147,13 @@ class ShadowTables:
 
     def _flushed(self) -> None:
         """The guest's paging may have changed: its tables may lie elsewhere."""
-        if self.good and any(
-            self._memory.accessed_frame(page) != frame for page, frame in self._pages.items()
-        ):
+        memory, pages = self._memory, self._pages
+        if not self.good or memory.vouched(self.copies):
+            return
+        if any(memory.accessed_frame(page) != frame for page, frame in pages.items()):
             self.unlock()
+        elif -1 not in pages.values():
+            memory.vouch(self.copies)
 
     def refresh(self, selector: int) -> bool:
         """After a fault over a descriptor: whether the copy was stale and the load is to be done over.

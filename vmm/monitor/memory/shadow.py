@@ -41,6 +41,7 @@ KernelFetch = Literal["guest", "own"]
 # Why stores to a frame are noticed.
 TABLE, DESCRIPTORS, TRANSLATED = 1, 2, 4
 _PAGING_OFF = -1  # the key of the root that maps every address to itself
+CODE_LIMIT = 4096  # pages of code remembered for each address space
 _RESERVE = 8  # pages that one fill may need at most
 _HFLAGS = at.HFLAGS // 4
 _RIGHTS = hw.RW | hw.US
@@ -110,6 +111,7 @@ class ShadowMemory:
         self._frames.on_turn = self._turned
         self._linear.source = registers
         self._linear.on_a20 = self._a20_changed
+        self._linear.on_found = self._found_code
         self._walker.use(self.pool.entries, self.pool.host, BASE)
         self._build_slot()
         self._pse = registers.cr4 & CR4.PSE
@@ -194,10 +196,34 @@ class ShadowMemory:
             frame = self._linear.translate(page, write=False, user=False, mark=False).frame
         except PageFault:
             return -1
-        pde = self._memory.read((registers.cr3 & 0xFFFFF000) & mask | page >> 20 & 0xFFC, 4)
+        directory = registers.cr3 & 0xFFFFF000 & mask
+        pde = pte = self._memory.read(directory | page >> 20 & 0xFFC, 4)
+        table_frame = NOBODY
         if not pde & PTE.PS or not self._pse:
-            pde &= self._memory.read(pde & 0xFFFFF000 & mask | page >> 10 & 0xFFC, 4)
-        return frame if pde & PTE.A else -1
+            table_frame = pde & 0xFFFFF000 & mask
+            pte = self._memory.read(table_frame | page >> 10 & 0xFFC, 4)
+        if not pde & pte & PTE.A:
+            return -1
+        if self.pool.left >= _RESERVE and not self.slot.contains(page):
+            self._position(page, directory, pde, table_frame, pte)  # so that a change does not go unseen
+        return frame
+
+    def _found_code(self, address: int, frame: int) -> None:
+        """Code was looked for: remember where it is, if a change of the guest's tables would be noticed."""
+        root = self._root
+        upper = self._upper(root, address)
+        if upper != NOBODY and self.pool.entries[upper] and self._memory.is_ram(frame):
+            if len(root.code) > CODE_LIMIT:
+                root.code.clear()
+            root.code[address >> 12] = frame
+
+    def vouch(self, number: int) -> None:
+        """Remember a number, not negative, until a word of the tables changes that have been used."""
+        self._root.vouched = number
+
+    def vouched(self, number: int) -> bool:
+        """Whether the number still stands for the address space now in force."""
+        return self._root.vouched == number
 
     def physical(self, address: int, length: int) -> bytes:
         """Bytes of one physical page; ones where there is no memory."""
@@ -441,6 +467,8 @@ class ShadowMemory:
 
     def _drop_word(self, table: GuestTable, word: int) -> None:
         """A word of a table has changed: forget what was derived from it."""
+        for user in table.users:
+            user.forget()
         half = table.halves[word >> 9]
         if half != NOBODY and self.pool.entries[half + (word & 511)]:
             self.pool.drop(half + (word & 511))
@@ -495,6 +523,7 @@ class ShadowMemory:
 
     def _set_roots(self) -> None:
         top = self._root.top
+        self._linear.known = self._root.code
         self._walker.set_roots(top, self._fetch_top if self._own_fetch else top)
 
     def _make_root(self, key: int) -> Root:
