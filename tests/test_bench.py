@@ -28,7 +28,7 @@ from tools.bench.nano.columns import columns
 from tools.bench.nano.disk import disk
 from tools.bench.nano.emulators import Bochs, Qemu
 from tools.bench.nano.results import JUDGED, Results, judge
-from tools.bench.nano.worker import BARE, BLOCK, FILL, SITE, Failed, Sample, count_in, exits, run_in, slope
+from tools.bench.nano.worker import BARE, BLOCK, FILL, SITE, Failed, Sample, count_in, exits, run_in, timed
 from vmm.image.asm import assemble_text
 from vmm.image.image import Image, Segment
 from vmm.image.load import from_assembly, load_image
@@ -263,8 +263,20 @@ def test_exits_are_a_slope() -> None:
 
 def test_time_is_a_slope() -> None:
     """A constant start does not count, nor does a run that was disturbed."""
-    noise = iter((0.5, 0, 0, 0, 0.25, 0))
-    assert slope(lambda n: 2.0 + n * 0.001 + next(noise), 10, 110) == pytest.approx(0.001)
+    noise = iter((9, 0.5, 0, 0, 0, 0.25, 0))
+    sample = timed(lambda n: 2.0 + n * 0.001 + next(noise), 1600, False)
+    assert (sample.few, sample.many) == (100, 1600)
+    found = Results()
+    found.add(EMPTY, "native", sample)
+    found.add(EMPTY, "native", Sample(100, 5.0, 1600, 6.0))  # a slower process, with a smaller difference
+    assert found.seconds(EMPTY, "native") == pytest.approx(0.001)
+
+
+def test_what_cannot_be_told_from_noise_is_no_figure() -> None:
+    """A long run that took less than a short one measures nothing."""
+    found = Results()
+    found.add(EMPTY, "native", Sample(0, 1.0, 10, 0.9))
+    assert found.seconds(EMPTY, "native") is None
 
 
 def test_the_number_of_iterations_is_part_of_the_image() -> None:
@@ -289,17 +301,18 @@ def results(**seconds: float) -> Results:
         found.add(
             BENCHMARKS["call"],
             column,
-            Sample(100, value, {"INT 0x80": 8.0, FILL: 80.0, "hidden fault: x": 4.0}),
+            Sample(0, 1.0, 100, 1.0 + 100 * value, {"INT 0x80": 8.0, FILL: 80.0, "hidden fault: x": 4.0}),
         )
     return found
 
 
 def test_an_operation_is_the_best_sample_without_the_loop() -> None:
     """The least of the samples, less the least of the empty loop, divided among the operations."""
-    found = results(native=90.0)
-    found.add(BENCHMARKS["call"], "native", Sample(1, 88.0))
-    found.add(EMPTY, "native", Sample(1, 8.0))
-    found.add(EMPTY, "native", Sample(1, 9.0))
+    found = Results()
+    found.add(BENCHMARKS["call"], "native", Sample(0, 0.0, 1, 90.0))
+    found.add(BENCHMARKS["call"], "native", Sample(0, 0.0, 1, 88.0))
+    found.add(EMPTY, "native", Sample(0, 0.0, 1, 8.0))
+    found.add(EMPTY, "native", Sample(0, 0.0, 1, 9.0))
     assert found.seconds(BENCHMARKS["call"], "native") == 10.0
     assert found.seconds(EMPTY, "native") == 8.0
 

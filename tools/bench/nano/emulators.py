@@ -15,9 +15,10 @@ from pathlib import Path
 from tools.bench.nano import images
 from tools.bench.nano.catalogue import EMPTY, Benchmark
 from tools.bench.nano.disk import CYLINDERS, HEADS, SECTORS, disk
-from tools.bench.nano.worker import MOST, RUNS, Sample
+from tools.bench.nano.worker import MOST, Sample
 
 PATIENCE = 30.0  # seconds that a process may take
+RUNS = 2
 LONG = 0.2  # seconds over a run without iterations
 
 
@@ -52,29 +53,28 @@ class WholeProcess:
         few = 0 if benchmark.once else 1
         try:
             other = self._start_of(benchmark)
-            if other.name not in self._starts:
-                self._starts[other.name] = min(self._run(other, few) for _ in range(RUNS))
-            start = self._starts[other.name]
-            if benchmark.once:
-                many, taken = 1, self._run(benchmark, 1)
-            else:
-                many, taken = self._long(benchmark, start, iterations)
+            again = 1 if other.name in self._starts else RUNS
+            start = min(self._run(other, few) for _ in range(again))
+            self._starts[other.name] = start = min(start, self._starts.get(other.name, start))
+            many = 1 if benchmark.once else iterations or self._enough(benchmark, start)
+            long = min(self._run(benchmark, many) for _ in range(RUNS))
         except subprocess.TimeoutExpired:
             return Sample(failure=f"not done after {PATIENCE:.0f} s")
         except Ended as error:
             return Sample(failure=str(error))
-        return Sample(many, max(0.0, taken - start) / max(1, many - few))
+        return Sample(few, start, many, long)
 
-    def _long(self, benchmark: Benchmark, start: float, iterations: int) -> tuple[int, float]:
-        """(iterations, seconds of a process) of a run that is long enough."""
-        n = iterations or 100
-        while True:
-            taken = self._run(benchmark, n)
-            if iterations or taken - start > LONG / 2 or n >= MOST:
-                taken = min(taken, self._run(benchmark, n))  # was it long, or was it held up?
-                if iterations or taken - start > LONG / 2 or n >= MOST:
-                    return n, taken
-            n = min(MOST, int(n * max(4, min(100, 1.5 * LONG / max(taken - start, 1e-3)))))
+    def _enough(self, benchmark: Benchmark, start: float) -> int:
+        """A number of iterations that takes about `LONG` seconds more than none."""
+        n = 100
+        while n < MOST:
+            taken = self._run(benchmark, n) - start
+            if taken > LONG / 2:
+                taken = min(taken, self._run(benchmark, n) - start)  # was it long, or was it held up?
+            if taken > LONG / 2:
+                break
+            n = min(MOST, int(n * max(4, min(100, 1.5 * LONG / max(taken, 1e-3)))))
+        return n
 
 
 class Qemu(WholeProcess):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, JustifyMethod
@@ -108,12 +108,18 @@ def limits(results: Results, benchmarks: Iterable[Benchmark], mode: str = JUDGED
     return grid
 
 
-def reasons(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> list[str]:
+def reasons(results: Results, benchmarks: Sequence[Benchmark], columns: Iterable[Column]) -> list[str]:
     """A line for each dash that needs one; benchmarks that fail alike share it."""
     titles = {b.name: b.title for b in benchmarks}
     names = {c.name: c.title for c in columns}
     alike: dict[tuple[str, str], list[str]] = {}
-    for (benchmark, column), reason in results.failures.items():
+    lost = {
+        (b.name, column): "its time cannot be told from noise; try again with more --rounds"
+        for b in benchmarks
+        for column in names
+        if (b.name, column) in results.samples and results.seconds(b, column) is None
+    }
+    for (benchmark, column), reason in (results.failures | lost).items():
         where = reason.find(" at EIP 0x")  # the same reason at another address
         end = len(reason) if where < 0 else reason.find(":", where)
         general = reason if where < 0 else reason[:where] + reason[end:]

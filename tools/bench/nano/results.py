@@ -31,11 +31,17 @@ class Results:
     def iterations(self, benchmark: Benchmark, column: str) -> int:
         """What the first process found to be enough, or 0."""
         taken = self.samples.get((benchmark.name, column))
-        return taken[0].iterations if taken else 0
+        return taken[0].many if taken else 0
 
     def _iteration(self, name: str, column: str) -> float | None:
+        """Seconds for one: the slope between the best of all short runs and the best of all long ones."""
         taken = self.samples.get((name, column))
-        return min(s.seconds for s in taken) if taken else None
+        if not taken:
+            return None
+        few, many = taken[0].few, taken[0].many
+        alike = [s for s in taken if (s.few, s.many) == (few, many)]
+        slope = (min(s.long for s in alike) - min(s.short for s in alike)) / (many - few)
+        return slope if slope > 0 else None
 
     def seconds(self, benchmark: Benchmark, column: str) -> float | None:
         """Seconds for one operation."""

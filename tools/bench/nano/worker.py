@@ -7,7 +7,7 @@ process of its own because the speed of a loop depends on where the engine's mem
 brings the engine down must not take the table with it.
 
 The hard part is to keep what happens once (imports, translation, the first exit of each kind) out of the figure:
-it is the slope between two numbers of iterations, each at the best of several runs.
+it is the slope between two numbers of iterations (`results`), each at the best of several runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,15 @@ class Failed(Exception):
 
 @dataclass
 class Sample:
-    """`seconds` for one iteration, found with `iterations` of them; exits by reason and `CALLBACKS`, for one too."""
+    """The best of the runs with `few` iterations, and of those with `many`, in seconds.
 
-    iterations: int = 0
-    seconds: float = 0.0
+    `exits` are those of one iteration, by reason, `CALLBACKS` among them.
+    """
+
+    few: int = 0
+    short: float = 0.0
+    many: int = 0
+    long: float = 0.0
     exits: dict[str, float] = field(default_factory=dict)
     failure: str = ""
 
@@ -112,28 +117,21 @@ def calibrated(run: Run) -> int:
     return MOST
 
 
-def slope(run: Run, few: int, many: int) -> float:
-    """Seconds for one iteration: between the best of several short runs and the best of several long ones."""
-    short = min(run(few) for _ in range(RUNS))
-    return (min(run(many) for _ in range(RUNS)) - short) / (many - few)
-
-
-def timed(run: Run, iterations: int, once: bool) -> tuple[int, float]:
-    """(iterations, seconds for one); as many as it takes to be exact if `iterations` is 0."""
+def timed(run: Run, iterations: int, once: bool) -> Sample:
+    """Short and long runs; of as many iterations as it takes to be exact if `iterations` is 0."""
     run(1)  # what is imported and compiled at the first exit is not the guest's
-    if once:
-        return 1, slope(run, 0, 1)
-    many = iterations or calibrated(run)
-    return many, slope(run, many // 16, many)
+    many = 1 if once else iterations or calibrated(run)
+    few = many // 16
+    return Sample(few, min(run(few) for _ in range(RUNS)), many, min(run(many) for _ in range(RUNS)))
 
 
 def sample(image: Image, column: str, iterations: int, trial: int, once: bool) -> Sample:
     """The sample of one process; a failure is part of it."""
     try:
         if column == BARE:
-            return Sample(*timed(lambda n: baseline.run_loop(with_iterations(image, n)), iterations, once))
+            return timed(lambda n: baseline.run_loop(with_iterations(image, n)), iterations, once)
         counted = {} if iterations else exits(lambda n: count_in(image, column, n), trial, once)
-        return Sample(*timed(lambda n: run_in(image, column, n)[0], iterations, once), counted)
+        return replace(timed(lambda n: run_in(image, column, n)[0], iterations, once), exits=counted)
     except (Failed, VmmError) as error:
         return Sample(failure=str(error))
 
