@@ -20,8 +20,9 @@ from vmm.machine.memory import ONES
 from vmm.machine.tlb import CODE as IS_CODE
 from vmm.machine.tlb import DATA as IS_DATA
 from vmm.machine.tlb import MIXED
-from vmm.monitor.memory.shadow import TABLE, Policy, ShadowMemory
+from vmm.monitor.memory.shadow import Policy, ShadowMemory
 from vmm.monitor.memory.tables import NOBODY
+from vmm.monitor.memory.watch import TABLE
 from vmm.monitor.trap.monitor import TrapMonitor
 
 MANY = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
@@ -50,9 +51,9 @@ def memory_of(made: Lab) -> ShadowMemory:
 def assert_sound(made: Lab) -> None:
     """What holds of the shadow at every moment, whatever the guest is."""
     memory, machine = memory_of(made), made.machine
-    pool, kinds = memory.pool, machine.frames.kinds
+    pool, kinds = memory.trees.pool, machine.frames.kinds
     own = {page.frame for page in memory.slot.pages.values()}
-    for root in memory._roots.values():
+    for root in memory.trees.roots.values():
         for quarter, directory in enumerate(root.directories):
             if directory == NOBODY:
                 continue
@@ -81,9 +82,11 @@ def assert_sound(made: Lab) -> None:
                     assert kind != IS_CODE or not store
                     assert bool(leaf & hw.MIXED) == (kind == MIXED)
                     if store:
-                        assert not memory._guards[frame >> 12], "a page that is watched can be stored to"
+                        assert not memory.watch.reasons[frame >> 12], (
+                            "a page that is watched can be stored to"
+                        )
                         assert frame in machine.frames.touched
-    for table in memory._tables.values():
+    for table in memory.trees.tables.values():
         words = table.words
         for half, start in enumerate(table.halves):
             if start == NOBODY or table.frame == ONES:
@@ -97,7 +100,7 @@ def assert_sound(made: Lab) -> None:
                     assert not leaf & hw.RW or guests & PTE.RW
                     assert not leaf & hw.US or guests & PTE.US
         if table.frame != ONES:
-            watched = bool(memory._guards[table.frame >> 12] & TABLE)
+            watched = bool(memory.watch.reasons[table.frame >> 12] & TABLE)
             assert watched == (words is None) or memory._lazy
     assert pool.left >= 0
 
@@ -174,7 +177,7 @@ def test_nor_with_a_small_pool(guest: Guest) -> None:
     made = under(guest.lab("native"), pages=19)
     made.run(LIMIT)
     assert_sound(made)
-    assert memory_of(made).pool.used <= 19
+    assert memory_of(made).trees.pool.used <= 19
 
 
 @pytest.mark.parametrize("cr3", (MEMORY, 0x40000000, 0xFFFFF000, 0xA0000, 0))
@@ -211,10 +214,10 @@ def test_paging_switched_on_and_off_in_a_loop() -> None:
         memory=enable_paging(),
     )
     made.run(50)
-    used = memory_of(made).pool.used
+    used = memory_of(made).trees.pool.used
     made.run(20_000)
     assert made.vector == 0x40
-    assert memory_of(made).pool.used <= used + 2
+    assert memory_of(made).trees.pool.used <= used + 2
 
 
 # What it costs

@@ -32,14 +32,10 @@ class Root:
     key: int
     top: int
     directories: list[int] = field(default_factory=lambda: [NOBODY] * 4)
-    # What was found out about the address space, and holds until a word of its tables changes.
     code: dict[int, int] = field(default_factory=dict)  # frames of code, by linear page number
-    vouched: int = -1  # a number that `ShadowMemory.vouch` was given
-
-    def forget(self) -> None:
-        """A word of its tables has changed."""
-        self.code.clear()
-        self.vouched = -1
+    # A number that `ShadowMemory.vouch` was given, until one of these (frame, word) of the guest's tables changes.
+    vouched: int = -1
+    relied_on: set[tuple[int, int]] = field(default_factory=set)
 
 
 @dataclass(eq=False, slots=True)
