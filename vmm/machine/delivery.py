@@ -172,8 +172,15 @@ def _enter(p: Processor, vector: int, error_code: int, kind: Kind) -> None:
         raise Fault(Vector.GP, ext)
     mask = 0xFFFFFFFF if big else 0xFFFF
     bottom = top - size * len(frame)
-    for i, value in enumerate(reversed(frame)):
-        p.write(base + (bottom + size * i & mask) & 0xFFFFFFFF, size, value)
+    start, need = base + (bottom & mask) & 0xFFFFFFFF, size * len(frame)
+    if (start & 0xFFF) + need <= 0x1000 and (bottom & mask) + need <= mask:
+        image, whole = 0, (1 << 8 * size) - 1
+        for value in frame:
+            image = image << 8 * size | value & whole
+        p.write(start, need, image)  # all at once: within a page no part of it can fault alone
+    else:
+        for i, value in enumerate(reversed(frame)):
+            p.write(base + (bottom + size * i & mask) & 0xFFFFFFFF, size, value)
     # From here nothing fails.
     clear = EFlags.TF | EFlags.NT | EFlags.VM | EFlags.RF
     if gate.type & ~8 == SystemType.INTERRUPT_GATE16:
@@ -197,7 +204,8 @@ def _gate(p: Processor, vector: int, kind: Kind, ext: int) -> Descriptor:
     if vector * 8 + 7 > limit:
         raise Fault(Vector.GP, index | ext)
     address = base + vector * 8
-    gate = Descriptor(p.read(address & 0xFFFFFFFF, 4), p.read(address + 4 & 0xFFFFFFFF, 4))
+    both = p.read(address & 0xFFFFFFFF, 8)
+    gate = Descriptor(both & 0xFFFFFFFF, both >> 32)
     if not gate.is_system or gate.type not in _IDT_GATES:
         raise Fault(Vector.GP, index | ext)
     if kind is Kind.SOFTWARE and gate.dpl < p.cpl:

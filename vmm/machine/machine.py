@@ -264,6 +264,8 @@ class Machine:
                 continue
             if not self.control.prepare():
                 continue
+            if state.free and self.control.can_wake():
+                self._count_from_here()
             self._grant(limit - self.retired(), deadline)
             return
         self.end(Outcome("budget", 0, f"the budget of {limit} instructions is spent"))
@@ -516,7 +518,8 @@ class Machine:
     def on_translated(self, address: int, size: int) -> tuple[int, ...]:
         linear = address & 0xFFFFFFFF
         code = self.linear.code(linear, size)
-        return sites.find(code, linear, self.run_state.free, self.state.wide_code, self.state.cpl == 3)
+        wider = self.run_state.free and self.control.interrupts_rise_silently
+        return sites.find(code, linear, wider, self.state.wide_code, self.state.cpl == 3)
 
     def on_site(self, address: int) -> bool:
         code = self.linear.code(address, 15)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.monitor.translator import layout
-from vmm.monitor.translator.emitter import TRAP, Context, Link
+from vmm.monitor.translator.emitter import TRAP, Context, Link, Prediction
 from vmm.monitor.translator.units import Unit
 
 _NO_TAG = 0xFFFFFFFF  # at index 0, where a tag of 0 would stand for EIP 0
@@ -48,12 +48,16 @@ class TranslationCache:
         host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         machine.engine.map_memory(layout.FRAME, layout.SIZE, host)
         self._tags = self.view[layout.TAGS : layout.TAGS + layout.TABLE_SIZE].cast("I")
-        self._translations = self.view[layout.TRANSLATIONS : layout.TRANSLATIONS + layout.TABLE_SIZE].cast("I")
+        self._translations = self.view[layout.TRANSLATIONS : layout.TRANSLATIONS + layout.TABLE_SIZE].cast(
+            "I"
+        )
         self._tags[0] = _NO_TAG
         self.units: list[Unit] = []
         self._origins: list[int] = []
         self.entries: dict[Context, dict[int, int]] = {}
-        self._incoming: dict[int, list[tuple[Unit, Link, int]]] = {}  # by target: who jumps there, and the stub
+        self._incoming: dict[
+            int, list[tuple[Unit, Link, int]]
+        ] = {}  # by target: who jumps there, and the stub
         self._by_frame: dict[int, set[Unit]] = {}
         self._by_page: dict[int, set[Unit]] = {}
         self._seen: set[tuple[Context, int]] = set()
@@ -61,7 +65,6 @@ class TranslationCache:
         self._table_context: Context | None = None
         self.cursor = 0
         self.statistics = Statistics()
-        self.reserved = 0  # bytes at the start of the cache that stay
 
     # Room
 
@@ -109,16 +112,31 @@ class TranslationCache:
             s.again += 1
         self._seen.add(key)
 
-    def link(self, unit: Unit, link: Link, stub: int, target: int) -> None:
-        """Lead a jump straight to `target`, an offset in the cache."""
+    def link(self, unit: Unit, link: Link, stub: int, target: int, executed: bool = True) -> None:
+        """Lead a jump straight to `target`, an offset in the cache. `executed`: the CPU may know the jump."""
         self._incoming.setdefault(target, []).append((unit, link, stub))
-        self._point(link, target)
+        self._point(link, target, executed)
         self.statistics.links += 1
 
-    def _point(self, link: Link, target: int) -> None:
-        at = layout.CODE + link.site
-        self.view[at : at + 4] = struct.pack("<i", target - (link.site + 4))
-        self.forget(link.site, 4)
+    def _point(self, link: Link, target: int, executed: bool = True) -> None:
+        self._poke(link.site, target - (link.site + 4))
+        if executed:
+            self.forget(link.site, 4)
+
+    def _poke(self, offset: int, value: int) -> None:
+        at = layout.CODE + offset
+        self.view[at : at + 4] = struct.pack("<I", value & 0xFFFFFFFF)
+
+    def predict(self, unit: Unit, prediction: Prediction, eip: int, target: int) -> None:
+        """Let an indirect jump try guest `eip` first, whose translation is at `target`."""
+        prediction.made = True
+        link = prediction.link
+        link.target = eip
+        self._poke(prediction.expected, -eip)
+        self._poke(prediction.back, eip)
+        self._incoming.setdefault(target, []).append((unit, link, link.site + 4))
+        self._poke(link.site, target - (link.site + 4))
+        self.forget(prediction.expected, link.site + 4 - prediction.expected)
 
     def forget(self, offset: int, size: int) -> None:
         """The CPU drops what it made of these bytes."""
@@ -191,18 +209,17 @@ class TranslationCache:
             self._by_page.get(page, set()).discard(unit)
 
     def flush(self) -> None:
-        """Drop everything but the routines; only while the CPU is not executing."""
+        """Drop everything; only while the CPU is not executing."""
         for unit in self.units:
-            unit.dead = unit.origin >= self.reserved
-        kept = [unit for unit in self.units if not unit.dead]
-        self.units[:] = kept
-        self._origins[:] = [unit.origin for unit in kept]
+            unit.dead = True
+        self.units.clear()
+        self._origins.clear()
         self.entries.clear()
         self._incoming.clear()
         self._by_frame.clear()
         self._by_page.clear()
         self._seen.clear()
         self.clear_table()
-        self.cursor = self.reserved
+        self.cursor = 0
         self._machine.engine.drop_all_code()
         self.statistics.flushes += 1

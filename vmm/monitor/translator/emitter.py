@@ -41,6 +41,20 @@ class Link:
 
     site: int
     target: int
+    certain: bool = False  # taken whenever the unit is executed to its end
+
+
+@dataclass(slots=True)
+class Prediction:
+    """The target that an indirect jump tries first: its operands, by offset in the cache, and its own jump.
+
+    Until the first miss it predicts EIP 0. Right behind its jump is a trap, where it leads without a translation.
+    """
+
+    expected: int  # where minus the target is
+    back: int  # where the target is
+    link: Link
+    made: bool = False
 
 
 @dataclass(slots=True)
@@ -54,7 +68,10 @@ class Emitter:
     gdtr: tuple[int, int]
     code: bytearray = field(default_factory=bytearray)
     links: list[Link] = field(default_factory=list)
-    clobbered: list[tuple[int, int]] = field(default_factory=list)  # (offset in the cache, mask from there on)
+    clobbered: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # (offset in the cache, mask from there on)
+    prediction: Prediction | None = None  # of the indirect jump emitted last
     resume: int | None = None  # offset in the cache of the guest's own instruction, for the CPU to execute
 
     @property
@@ -93,45 +110,44 @@ class Emitter:
     def trap_unless_ecx_is_zero(self) -> None:
         self.emit("e301", TRAP)
 
-    def link(self, opcode: str, target: int) -> None:
+    def link(self, opcode: str, target: int, certain: bool = False) -> None:
         """A jump with a 32-bit displacement to the translation of guest EIP `target`."""
         self.emit(opcode)
-        self.links.append(Link(self.here, target & 0xFFFFFFFF))
+        self.links.append(Link(self.here, target & 0xFFFFFFFF, certain))
         self.emit(bytes(4))
 
-    def jump_to(self, offset: int) -> None:
-        """A jump to a fixed place in the cache."""
-        self.emit("e9", struct.pack("<i", offset - (self.here + 5)))
-
     def look_up_ecx(self) -> None:
-        """Go on at the translation of the guest EIP in ECX, whose own value is saved."""
-        self.jump_to(LOOKUP)
+        """Go on at the translation of the guest EIP in ECX, whose own value is saved; no flag is changed.
 
-
-LOOKUP = 0  # the look-up routine is the first thing in the cache
-
-
-def lookup_routine(e: Emitter) -> int:
-    """Emit the look-up of an indirect jump; returns the offset of its trap, reached on a miss.
-
-    In: ECX the guest EIP, its own value saved. No flag is changed: a hit is found by adding minus the tag. On a
-    miss ECX is the EIP plus EDX, EDX minus the tag that lay there.
-    """
-    e.save_edx()
-    e.clobber(ECX | EDX)
-    e.emit("0fb7d1")  # movzx edx, cx
-    e.emit("2e8b1495", e.cell(layout.TAGS))  # mov edx, cs:[TAGS + edx * 4]
-    e.emit("8d0c11")  # lea ecx, [ecx + edx]
-    e.emit("e301")  # jecxz hit
-    miss = e.here
-    e.trap()
-    e.emit("0fb7ca")  # hit: movzx ecx, dx            minus the index
-    e.emit("2e8b0c8d", e.cell(layout.TRANSLATIONS))  # mov ecx, cs:[TRANSLATIONS + ecx * 4]
-    e.emit("2e890d", e.cell(layout.TARGET))
-    e.restore_edx()
-    e.restore_ecx()
-    e.emit("2eff25", e.cell(layout.TARGET))  # jmp cs:[TARGET]
-    return miss
+        First ECX is compared with one target that is known by heart (`Prediction`), then with the tag in the
+        table: adding minus what is expected leaves 0. TRAP on a miss, with the guest EIP in ECX + 0 - EDX.
+        """
+        self.emit("8d89")  # lea ecx, [ecx - predicted]
+        expected = self.here
+        self.emit(bytes(4), "e3")  # jecxz hit
+        branch = len(self.code)
+        self.emit(b"\0", "8d89")  # lea ecx, [ecx + predicted]
+        back = self.here
+        self.emit(bytes(4))
+        self.save_edx()
+        self.emit("0fb7d1")  # movzx edx, cx
+        self.clobber(ECX | EDX)
+        self.emit("2e8b1495", self.cell(layout.TAGS))  # mov edx, cs:[TAGS + edx * 4]
+        self.emit("8d0c11")  # lea ecx, [ecx + edx]
+        self.trap_unless_ecx_is_zero()
+        self.emit("0fb7ca")  # movzx ecx, dx              minus the index
+        self.emit("2e8b0c8d", self.cell(layout.TRANSLATIONS))
+        self.emit("2e890d", self.cell(layout.TARGET))
+        self.restore_edx()
+        self.restore_ecx()
+        self.emit("2eff25", self.cell(layout.TARGET))  # jmp cs:[TARGET]
+        self.code[branch] = len(self.code) - branch - 1
+        self.clobber(ECX)
+        self.restore_ecx()
+        self.link("e9", 0)
+        self.clobber(0)
+        self.trap()
+        self.prediction = Prediction(expected, back, self.links.pop())
 
 
 def source_operand(i: Instruction, opcode: str, reg: int) -> bytes:

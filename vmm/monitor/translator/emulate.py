@@ -306,4 +306,3 @@ ROWS: dict[str, Row] = privileged.ROWS | {
     "FF/5": Row(_far),
     **{key: Row(_near) for key in _NEAR},
 }
-

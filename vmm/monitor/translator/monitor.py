@@ -11,7 +11,11 @@ state of the guest's: `settled` says so, and the machine steps until it is one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from vmm.errors import GuestError
+from vmm.isa.decode import MAX_LENGTH
 from vmm.isa.descriptors import RPL
 from vmm.isa.vectors import Vector
 from vmm.isa.words import IOPL_SHIFT, EFlags
@@ -31,13 +35,15 @@ from vmm.monitor.deprivileged.vcpu import KERNEL_RING
 from vmm.monitor.memory.shadow import ShadowMemory
 from vmm.monitor.memory.slot import EXECUTE, LOOK, NOTICE, STORE
 from vmm.monitor.translator import emitter, layout
+from vmm.monitor.translator.bound import BoundPages
 from vmm.monitor.translator.cache import TranslationCache
-from vmm.monitor.translator.emitter import TRAP, Context, Emitter
+from vmm.monitor.translator.emitter import TRAP, Context, Link, Prediction
 from vmm.monitor.translator.emulate import ROWS
 from vmm.monitor.translator.translate import LARGEST, Source, Surroundings, translate
 from vmm.monitor.translator.units import Kind as PieceKind
 from vmm.monitor.translator.units import Piece, Unit
 
+AHEAD = 8  # units translated before they are reached
 TURNS = 3  # a page of code that has been written to this often is one that changes
 _REAL = EFlags.IF | EFlags.IOPL
 _EIP, _EFLAGS, _HFLAGS = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4
@@ -56,16 +62,20 @@ class TranslatingMonitor(DeprivilegedMonitor):
         super().__init__(machine)
         self.cache = TranslationCache(machine)
         self.slot = self.memory.slot.base
+        self.observers: list[Callable[[Unit], None]] = []  # are shown each unit when it has been made
+        self._left = True  # `vcpu` has the virtual IF, also where a process runs
         self.inside = False  # EIP is in the cache, if the CPL is the kernel's
         self.user_code = 0  # the CS with which the guest's processes run, as far as is known
-        self.bound: dict[int, int] = {}  # linear page of translated code: its frame
+        self.bound = BoundPages(machine, self.vcpu)
         self.protected: set[int] = set()  # frames of translated code
         self.changing: set[int] = set()  # frames whose code is checked instead
         self._turns: dict[int, int] = {}
         self._stale: set[int] = set()  # frames of translated code that the host has written to
         self._guarded = False  # the virtual IF may not be raised without an exit
         self._wanted: int | None = None  # guest EIP of an indirect jump that was not found
-        self._following: tuple[Unit, Piece, int] | None = None  # a link that has no target yet
+        self._following: tuple[Unit, Link, int] | None = None  # a link that has no target yet
+        self._predicting: tuple[Unit, Prediction] | None = None  # an indirect jump that may learn its target
+        self._outdated: list[Unit] = []  # to be dropped as soon as the CPU is not in them
         self._returning: tuple[bool, int] | None = None  # virtual IF and IOPL before the CPU's own IRET
         self._shadow = (0, 0)  # EIP and time at which STI's shadow was last put up
         self._context = Context(0, 0, True, 0)
@@ -74,7 +84,6 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._moved = False
         self._storing: list[tuple[int, int]] = []  # where the instruction comes from that stores now
         self._fill_tables()
-        self._emit_routines()
         self._show_pages()
 
     def start(self) -> None:
@@ -98,15 +107,6 @@ class TranslatingMonitor(DeprivilegedMonitor):
             view[layout.USER_FLAGS + byte] = not byte & EFlags.IF >> 8 or byte & odd != 0
             view[layout.USER_FLAGS_HIGH + byte] = byte & EFlags.VM >> 16 != 0
             view[layout.RING_ONE + byte] = byte & RPL == 1
-
-    def _emit_routines(self) -> None:
-        """The look-up routine, once for each base that CS may have; the one in force is at the start."""
-        e = Emitter(self._context, self.slot, 0, 0, (0, 0))
-        emitter.lookup_routine(e)
-        unit = Unit(self._context, 0, 0, starts=[0], eips=[0], sizes=[0])
-        unit.special[0] = Piece(PieceKind.ROUTINE, clobbered=e.clobbered)
-        self.cache.place(unit, bytes(e.code))
-        self.cache.reserved = self.cache.cursor = len(e.code) + 15 & ~15
 
     # Where the CPU is
 
@@ -137,10 +137,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if where is None:
             return True
         unit, index, offset = where
-        if offset != unit.starts[index]:
-            return False
-        piece = unit.special.get(index)
-        return piece is None or piece.kind is not PieceKind.ROUTINE
+        return offset == unit.starts[index]
 
     def stepped(self, counted: bool) -> bool:
         where = self._position()
@@ -175,7 +172,8 @@ class TranslatingMonitor(DeprivilegedMonitor):
         """
         s, w = self.state, self.state.words
         if w[_HFLAGS] & at.HF_CPL != KERNEL_RING:
-            if not w[_EFLAGS] & EFlags.VM:
+            if not self._left:
+                self._left = True
                 self.vcpu.interrupts = bool(w[_EFLAGS] & EFlags.IF)
             self.inside = False
             return None
@@ -215,7 +213,9 @@ class TranslatingMonitor(DeprivilegedMonitor):
     def prepare(self) -> bool:
         if self._stale:
             self._leave()
-        if self.inside and self.state.cpl == KERNEL_RING:
+        if self.state.cpl != KERNEL_RING:
+            return self._resume() if self._left else True
+        if self.inside:
             self._put_up_shadow()
             return True
         return self._resume()
@@ -229,9 +229,10 @@ class TranslatingMonitor(DeprivilegedMonitor):
                 self._drop_code(frame)
             self._stale.clear()
         ring = w[_HFLAGS] & at.HF_CPL
+        self._left = False
         self._show()
         if ring != KERNEL_RING:
-            self._wanted = self._following = None
+            self._wanted = self._following = self._predicting = None
             flags = (EFlags.IF if v.interrupts else 0) | v.iopl << IOPL_SHIFT
             if w[_EFLAGS] & _REAL != flags:
                 s.set_system_flags(_REAL, flags)
@@ -239,6 +240,9 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if self.inside:
             return True
         machine = self.machine
+        for unit in self._outdated:
+            self.cache.drop(unit)
+        self._outdated.clear()
         if self._moved or not self.cache.has_room(LARGEST):
             if machine.engine.running:
                 machine.engine.stop()
@@ -248,7 +252,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
             offset = self._entry(s.eip)
         except PageFault as fault:
             machine.run_state.fault = fault
-            self._wanted = self._following = None
+            self._wanted = self._following = self._predicting = None
             if machine.engine.running:
                 machine.engine.stop()
             return False
@@ -271,16 +275,23 @@ class TranslatingMonitor(DeprivilegedMonitor):
         offset = entries.get(eip) if entries is not None else None
         if offset is None:
             offset = self._translate(context, eip)
-        if self._wanted is not None:
-            if self._wanted == eip:
-                self.cache.look_up(context, eip, offset, self._address(offset))
-            self._wanted = None
-        if self._following is not None:
-            unit, piece, stub_at = self._following
-            if not unit.dead and piece.link is not None and piece.link.target == eip and unit.context == context:
-                self.cache.link(unit, piece.link, stub_at, offset)
-            self._following = None
+        if self._wanted is not None or self._following is not None:
+            self._connect(context, eip, offset)
         return offset
+
+    def _connect(self, context: Context, eip: int, offset: int) -> None:
+        """The jump that led here finds the way by itself next time."""
+        if self._wanted == eip:
+            self.cache.look_up(context, eip, offset, self._address(offset))
+            if self._predicting is not None:
+                unit, prediction = self._predicting
+                if not unit.dead and unit.context == context:
+                    self.cache.predict(unit, prediction, eip, offset)
+        if self._following is not None:
+            unit, link, stub_at = self._following
+            if not unit.dead and link.target == eip and unit.context == context:
+                self.cache.link(unit, link, stub_at, offset)
+        self._wanted = self._following = self._predicting = None
 
     def _current_context(self) -> Context:
         w, c = self.state.words, self._context
@@ -288,23 +299,47 @@ class TranslatingMonitor(DeprivilegedMonitor):
         iopl = self.vcpu.iopl
         if c.selector != selector or c.base != base or c.wide_stack != wide or c.iopl != iopl:
             if not w[_CS_FLAGS] & _WIDE:
-                raise GuestError(f"16-bit kernel code at EIP {w[_EIP]:#x}: bt mode translates 32-bit code only")
-            if base != c.base:
-                self._move_routines(base)
+                raise GuestError(
+                    f"16-bit kernel code at EIP {w[_EIP]:#x}: bt mode translates 32-bit code only"
+                )
             self._context = c = Context(selector, base, wide, iopl)
             self.cache.use_table(c)
         return c
 
-    def _move_routines(self, base: int) -> None:
-        """The routines name the monitor's cells relative to CS."""
-        e = Emitter(Context(0, base, True, 0), self.slot, 0, 0, (0, 0))
-        emitter.lookup_routine(e)
-        self.cache.view[layout.CODE : layout.CODE + len(e.code)] = bytes(e.code)
-        self.cache.forget(0, len(e.code))
-
     # Translating
 
     def _translate(self, context: Context, eip: int) -> int:
+        """Translate the unit at guest `eip`, and those that it certainly leads to; where it is in the cache."""
+        first = self._translate_unit(context, eip)
+        units, ahead = [first], 0
+        while units:
+            unit = units.pop()
+            entries = self.cache.entries[context]
+            for number, link in enumerate(unit.links):
+                target = entries.get(link.target)
+                if (
+                    target is None
+                    and link.certain
+                    and ahead < AHEAD
+                    and self._is_known(link.target + context.base)
+                ):
+                    if not self.cache.has_room(LARGEST):
+                        continue
+                    ahead += 1
+                    further = self._translate_unit(context, link.target)
+                    units.append(further)
+                    target = further.origin
+                if target is not None:
+                    stub_at = unit.starts[len(unit.starts) - len(unit.links) + number]
+                    self.cache.link(unit, link, stub_at, target, executed=False)
+        return first.origin
+
+    def _is_known(self, linear: int) -> bool:
+        """Whether code can be looked at there without anything that the guest could notice."""
+        page = linear >> 12 & 0xFFFFF
+        return page in self.bound and linear & PAGE - 1 <= PAGE - MAX_LENGTH
+
+    def _translate_unit(self, context: Context, eip: int) -> Unit:
         linear = eip + context.base & 0xFFFFFFFF
         frame, data = self._bind(linear)
         at_byte = linear & PAGE - 1
@@ -318,21 +353,25 @@ class TranslatingMonitor(DeprivilegedMonitor):
         g = self.vcpu.gdtr
         around = Surroundings(context, self.slot, self.user_code, (g.base, g.limit))
         unit, code = translate(source, around, self.cache.cursor)
+        if not source.changing and any(self._is_changing(a & ~(PAGE - 1)) for a, _ in unit.sources):
+            unit, code = translate(replace(source, changing=True), around, self.cache.cursor)
         pages = {linear >> 12}
         if len(unit.sources) > 1:
             pages.add((linear >> 12) + 1 & 0xFFFFF)
         unit.pages = tuple(pages)
         self.cache.place(unit, code)
         self.cache.enter(unit)
+        for observer in self.observers:
+            observer(unit)
         for address, _size in unit.sources:
             self._protect(address & ~(PAGE - 1))
-        return unit.origin
+        return unit
 
     def _bind(self, linear: int) -> tuple[int, bytes]:
         """(physical address, bytes) of the page of code at a linear address; raises `PageFault`."""
         machine = self.machine
         frame = machine.linear.translate(linear, write=False, user=False).frame
-        self.bound[linear >> 12] = frame
+        self.bound.bind(linear >> 12 & 0xFFFFF, frame)
         if not machine.memory.is_ram(frame):
             return frame, b"\xff" * PAGE
         return frame, machine.memory.bytes[frame : frame + PAGE].tobytes()
@@ -346,7 +385,6 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if self._moved:
             self._moved = False
             self._take_place()
-            self._move_routines(self._context.base)
 
     # Code that changes
 
@@ -380,17 +418,10 @@ class TranslatingMonitor(DeprivilegedMonitor):
             self.changing.add(frame)
 
     def _remapped(self) -> None:
-        """The guest has changed its mappings: translations of what is elsewhere now are dropped."""
-        linear = self.machine.linear
-        for page, frame in list(self.bound.items()):
-            try:
-                now = linear.translate(page << 12, write=False, user=False, mark=False).frame
-            except PageFault:
-                now = -1
-            if now != frame:
-                del self.bound[page]
-                for unit in list(self.cache.units_of_page(page)):
-                    self.cache.drop(unit)
+        """The guest has flushed: translations of what is elsewhere now are dropped."""
+        for page in self.bound.moved():
+            for unit in list(self.cache.units_of_page(page)):
+                self.cache.drop(unit)
 
     # What the guest can see of the processor
 
@@ -420,12 +451,14 @@ class TranslatingMonitor(DeprivilegedMonitor):
         """The virtual IF now."""
         w = self.state.words
         if w[_HFLAGS] & at.HF_CPL != KERNEL_RING:
-            return bool(w[_EFLAGS] & EFlags.IF)
+            return self.vcpu.interrupts if self._left else bool(w[_EFLAGS] & EFlags.IF)
         return self.cache.view[layout.FLAG] != 0 if self.inside else self.vcpu.interrupts
 
     def _guard(self) -> None:
         """Have the virtual IF raised by exits only while something waits for it, or needs a look at flags."""
-        guarded = self.machine.interrupt_pending or bool(self.state.words[_EFLAGS] & (EFlags.TF | EFlags.NT))
+        machine = self.machine
+        guarded = machine.interrupt_pending or machine.run_state.free
+        guarded = guarded or bool(self.state.words[_EFLAGS] & (EFlags.TF | EFlags.NT))
         if guarded != self._guarded:
             self._let_flag_rise(not guarded)
 
@@ -511,16 +544,14 @@ class TranslatingMonitor(DeprivilegedMonitor):
 
     def _trapped(self, unit: Unit, index: int, offset: int, piece: Piece) -> str | None:
         """The monitor's own trap."""
-        if piece.kind is PieceKind.ROUTINE:
-            lost = self.state.get(ECX) - self.state.get(EDX) & 0xFFFFFFFF
-            self._leave()
-            self.state.eip = self._wanted = lost
-            return "look-up missed"
+        if piece.prediction is not None:
+            return self._missed(unit, offset, piece.prediction)
         if piece.kind is PieceKind.STUB:
             target = unit.eips[index]
             self._leave()
             self.state.eip = target
-            self._following = unit, piece, offset
+            assert piece.link is not None
+            self._following = unit, piece.link, offset
             return "link followed"
         if piece.kind is PieceKind.CHECK:
             self._leave()
@@ -531,6 +562,21 @@ class TranslatingMonitor(DeprivilegedMonitor):
             self.fault(Fault(Vector.UD))
             return "exception #UD"
         return self._call_out(unit, piece)
+
+    def _missed(self, unit: Unit, offset: int, prediction: Prediction) -> str:
+        """An indirect jump, which has been made as far as the guest can see, finds no translation."""
+        s = self.state
+        self.vcpu.interrupts = self.cache.view[layout.FLAG] != 0
+        self.inside = False
+        if offset == prediction.link.site + 4:
+            s.eip = prediction.link.target
+            self._following = unit, prediction.link, offset
+            return "link followed"
+        target = s.get(ECX) - s.get(EDX) & 0xFFFFFFFF
+        self._take_back(emitter.ECX | emitter.EDX)
+        s.eip = self._wanted = target
+        self._predicting = None if prediction.made else (unit, prediction)
+        return "look-up missed"
 
     def _call_out(self, unit: Unit, piece: Piece) -> str:
         """Emulate the guest's instruction at EIP."""
@@ -556,7 +602,8 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._returning = v.interrupts, v.iopl
         if instruction.opcode == 0xCF:
             popped = self._machinery.pop(3, size)
-            flags, self.user_code = popped[2], popped[1] & 0xFFFF
+            flags = popped[2]
+            self._learn_user_code(unit, popped[1] & 0xFFFF)
             v.interrupts, v.iopl = bool(flags & EFlags.IF), flags >> IOPL_SHIFT & 3
             self.state.set_system_flags(_REAL, flags & _REAL)
         else:
@@ -565,6 +612,12 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self.cache.view[layout.FLAG] = v.interrupts
         self.inside = True
         self.state.eip = self._address(piece.resume)
+
+    def _learn_user_code(self, unit: Unit, selector: int) -> None:
+        """IRET to a process is translated anew once it is known what CS its processes run with."""
+        if selector != self.user_code:
+            self.user_code = selector
+            self._outdated.append(unit)
 
     def _undo_return(self) -> None:
         """The CPU's own return has faulted."""

@@ -106,6 +106,9 @@ SUSPECT = frozenset({int(key.split("/")[0], 16) for key in ROWS if len(key.split
 SUSPECT_0F = frozenset(int(key[2:4], 16) for key in ROWS if key.startswith("0F") and len(key) > 3)
 IS_PREFIX = frozenset(_PREFIXES)
 
+# By first byte: whether that alone says that an instruction is copied.
+PLAIN = bytes(byte not in SUSPECT and byte not in IS_PREFIX and byte != 0x0F for byte in range(256))
+
 
 def is_plain(code: bytes) -> bool:
     """Whether an instruction is copied for certain, by its bytes alone."""

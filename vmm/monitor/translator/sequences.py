@@ -124,7 +124,7 @@ def ret(e: Emitter, i: Instruction) -> None:
 def call(e: Emitter, i: Instruction) -> None:
     """The stack holds the guest's return address, never the cache's."""
     e.emit("68", _word(i.next))  # push imm32
-    e.link("e9", branch_target(i))
+    e.link("e9", branch_target(i), certain=True)
 
 
 def call_indirect(e: Emitter, i: Instruction) -> None:
@@ -151,7 +151,7 @@ def branch_target(i: Instruction) -> int:
 
 
 def jump(e: Emitter, i: Instruction) -> None:
-    e.link("e9", branch_target(i))
+    e.link("e9", branch_target(i), certain=True)
 
 
 def branch(e: Emitter, i: Instruction) -> None:

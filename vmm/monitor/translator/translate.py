@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from vmm.isa.decode import MAX_LENGTH, Instruction, decode
 from vmm.isa.disassemble import sizes
 from vmm.monitor.translator.emitter import ECX, Context, Emitter
-from vmm.monitor.translator.rows import ROWS, Row, is_plain, may_store
+from vmm.monitor.translator.rows import PLAIN, ROWS, Row, is_plain, may_store
 from vmm.monitor.translator.sequences import SEQUENCES
 from vmm.monitor.translator.units import Kind, Piece, Unit
 
@@ -74,25 +74,31 @@ class _Translation:
             self._check_first(sum(run))
         at = 0
         after_sti = ended = False
+        eip, origin, source, code = self.source.eip, e.origin, self.code, e.code
+        starts, eips, lengths = unit.starts, unit.eips, unit.sizes
         for size in run:
-            code = self.code[at : at + size]
-            eip = self.source.eip + at & 0xFFFFFFFF
             if after_sti:
-                unit.after_sti.add(len(unit.starts))
-            self._begin(eip, size)
-            at += size
+                unit.after_sti.add(len(starts))
+                after_sti = False
+            starts.append(origin + len(code))
+            eips.append(eip)
+            lengths.append(size)
             if size == 0:
                 self._special(Piece(Kind.UNDEFINED))
                 e.trap()
                 ended = True
                 break
-            after_sti = False
-            if is_plain(code + b"\0"):
-                e.code += code
+            if at + size > len(source):
+                source = self.code  # which the last instruction has made longer
+            raw = source[at : at + size]
+            at += size
+            if PLAIN[raw[0]] or is_plain(raw + b"\0"):
+                code += raw
             else:
-                ended, after_sti = self._consider(code, eip)
+                ended, after_sti = self._consider(raw, eip)
                 if ended:
                     break
+            eip = eip + size & 0xFFFFFFFF
         unit.last = len(unit.starts)
         if not ended:
             self._glue(at, after_sti)
@@ -164,12 +170,12 @@ class _Translation:
         if row is None or instruction.lock:
             e.code += code
             return False, False
-        e.clobbered, e.resume = [], None
+        e.clobbered, e.resume, e.prediction = [], None, None
         if row.sequence is not None and row.holds(instruction, e.context):
             piece = self._special(Piece(Kind.SEQUENCE, instruction, row))
             first_link = len(e.links)
             SEQUENCES[row.sequence](e, instruction)
-            piece.clobbered, piece.resume = e.clobbered, e.resume
+            piece.clobbered, piece.resume, piece.prediction = e.clobbered, e.resume, e.prediction
             if len(e.links) > first_link:
                 piece.link = e.links[-1]
             self.unit.uses_gdtr |= row.sequence == "SGDT"
@@ -192,7 +198,7 @@ class _Translation:
             self.unit.after_sti.add(len(self.unit.starts))
         self._begin(eip, 0)
         e = self.emitter
-        e.link("e9", eip)
+        e.link("e9", eip, certain=True)
         self._special(Piece(Kind.STUB, link=e.links[-1]))
 
     def _stubs(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from vmm.isa.decode import Instruction
-from vmm.monitor.translator.emitter import Context, Link
+from vmm.monitor.translator.emitter import Context, Link, Prediction
 from vmm.monitor.translator.rows import Row
 
 
@@ -24,7 +24,6 @@ class Kind(Enum):
     UNDEFINED = auto()  # no instruction: #UD
     STUB = auto()  # comes out of a link without a translation
     CHECK = auto()  # compares the source with what was translated
-    ROUTINE = auto()  # the look-up
 
 
 @dataclass(slots=True)
@@ -37,6 +36,7 @@ class Piece:
     clobbered: list[tuple[int, int]] = field(default_factory=list)
     resume: int | None = None  # where the guest's own instruction lies, for the CPU to execute
     link: Link | None = None
+    prediction: Prediction | None = None
 
     def lost(self, offset: int) -> int:
         """The registers that are in the scratch page when EIP is at this offset in the cache."""
