@@ -54,19 +54,35 @@ def place(s: Salt) -> str:
 def _alu(s: Salt) -> str:
     operation, a, b = _ALU[s.below(8)], register(s), register(s)
     return pick(
-        s, f"{operation} {a}, {b}", f"{operation} {a}, {value(s)}", f"{operation} {a}, [{place(s)}]",
-        f"{operation} [{place(s)}], {b}", f"{operation} ax, cx", f"{operation} byte [{place(s)}], dl",
-    )  # fmt: skip
+        s,
+        f"{operation} {a}, {b}",
+        f"{operation} {a}, {value(s)}",
+        f"{operation} {a}, [{place(s)}]",
+        f"{operation} [{place(s)}], {b}",
+        f"{operation} ax, cx",
+        f"{operation} byte [{place(s)}], dl",
+    )
 
 
 def _move(s: Salt) -> str:
     a, b = register(s), register(s)
     return pick(
-        s, f"mov {a}, {value(s)}", f"mov {a}, {b}", f"mov {a}, [{place(s)}]", f"mov [{place(s)}], {b}",
-        f"mov word [{place(s)}], 0x1234", f"movzx {a}, word [{place(s)}]", f"movsx {a}, cl",
-        f"lea {a}, [{b} + {number(s.below(64))}]", f"xchg {a}, [{place(s)}]", f"bswap {a}", f"cmovs {a}, {b}",
-        f"setc [{place(s)}]", f"lock inc dword [{place(s)}]", f"mov ebx, {place(s)}; mov al, 3; xlatb",
-    )  # fmt: skip
+        s,
+        f"mov {a}, {value(s)}",
+        f"mov {a}, {b}",
+        f"mov {a}, [{place(s)}]",
+        f"mov [{place(s)}], {b}",
+        f"mov word [{place(s)}], 0x1234",
+        f"movzx {a}, word [{place(s)}]",
+        f"movsx {a}, cl",
+        f"lea {a}, [{b} + {number(s.below(64))}]",
+        f"xchg {a}, [{place(s)}]",
+        f"bswap {a}",
+        f"cmovs {a}, {b}",
+        f"setc [{place(s)}]",
+        f"lock inc dword [{place(s)}]",
+        f"mov ebx, {place(s)}; mov al, 3; xlatb",
+    )
 
 
 def _unary(s: Salt) -> str:
@@ -81,9 +97,22 @@ def _shift(s: Salt) -> str:
 def _undefined_flags(s: Salt) -> str:
     a, b = register(s), register(s)
     text = pick(
-        s, f"mul {a}", f"imul {a}, {b}", f"bt {a}, {b}", f"bts {a}, {b}", f"shld {a}, {b}, 5", "aam", "aad",
-        "daa", "das", "aaa", "aas", f"xadd {a}, {b}", f"cmpxchg {a}, {b}", f"bt dword [{place(s)}], 9",
-    )  # fmt: skip
+        s,
+        f"mul {a}",
+        f"imul {a}, {b}",
+        f"bt {a}, {b}",
+        f"bts {a}, {b}",
+        f"shld {a}, {b}, 5",
+        "aam",
+        "aad",
+        "daa",
+        "das",
+        "aaa",
+        "aas",
+        f"xadd {a}, {b}",
+        f"cmpxchg {a}, {b}",
+        f"bt dword [{place(s)}], 9",
+    )
     return f"{text}; {_DEFINED}"
 
 
@@ -97,23 +126,46 @@ def _flags(s: Salt) -> str:
 
 def _push(s: Salt) -> str:
     return pick(
-        s, f"push {register(s)}", "push esp", f"push {value(s)}", f"push dword [{place(s)}]", "pushad", "push ds",
-        "push es; pop eax", "push word 5", "push ax", "push fs; push gs", "pushad; popad",
-    )  # fmt: skip
+        s,
+        f"push {register(s)}",
+        "push esp",
+        f"push {value(s)}",
+        f"push dword [{place(s)}]",
+        "pushad",
+        "push ds",
+        "push es; pop eax",
+        "push word 5",
+        "push ax",
+        "push fs; push gs",
+        "pushad; popad",
+    )
 
 
 def _pop(s: Salt) -> str:
     return pick(
-        s, f"push ecx; pop {register(s)}", f"push edx; pop dword [{place(s)}]", "push eax; pop ax; pop cx",
-        "push 7; push 9; pop edx; pop ecx", "push esp; pop esp", "enter 8, 0; leave", "enter 4, 2; leave",
-        "push ds; pop es", f"push dword [esp]; pop dword [{data(s)}]",
-    )  # fmt: skip
+        s,
+        f"push ecx; pop {register(s)}",
+        f"push edx; pop dword [{place(s)}]",
+        "push eax; pop ax; pop cx",
+        "push 7; push 9; pop edx; pop ecx",
+        "push esp; pop esp",
+        "enter 8, 0; leave",
+        "enter 4, 2; leave",
+        "push ds; pop es",
+        f"push dword [esp]; pop dword [{data(s)}]",
+    )
 
 
 def string(s: Salt, source: str, target: str) -> str:
     """A string instruction between two places, in either direction."""
-    operation = pick(s, "movsb", "movsd", "movsw", "stosb", "stosd", "lodsb", "cmpsb", "scasd", "cmpsd", "scasb")
-    prefix = pick(s, "", "rep ", "rep ", "repne ") if operation[:3] in ("cmp", "sca") else pick(s, "", "rep ", "rep ")
+    operation = pick(
+        s, "movsb", "movsd", "movsw", "stosb", "stosd", "lodsb", "cmpsb", "scasd", "cmpsd", "scasb"
+    )
+    prefix = (
+        pick(s, "", "rep ", "rep ", "repne ")
+        if operation[:3] in ("cmp", "sca")
+        else pick(s, "", "rep ", "rep ")
+    )
     direction = pick(s, "", "", "std; ")
     end = "; cld" if direction else ""
     return f"mov esi, {source}; mov edi, {target}; mov ecx, {number(s.below(9))}; {direction}{prefix}{operation}{end}"
@@ -133,39 +185,55 @@ def _string_faults(s: Salt) -> str:
 def _jump(s: Salt) -> str:
     condition = _CONDITIONS[s.below(16)]
     return pick(
-        s, f"j{condition} .x; add eax, 7; .x: inc edx", f"cmp ecx, 2; j{condition} near .x; not ebx; .x: nop",
-        "jmp .x; int 0x30; .x: nop", f"mov ecx, {number(s.below(2))}; jecxz .x; dec edx; .x: nop",
+        s,
+        f"j{condition} .x; add eax, 7; .x: inc edx",
+        f"cmp ecx, 2; j{condition} near .x; not ebx; .x: nop",
+        "jmp .x; int 0x30; .x: nop",
+        f"mov ecx, {number(s.below(2))}; jecxz .x; dec edx; .x: nop",
         f"cmp eax, edx; set{condition} al",
-    )  # fmt: skip
+    )
 
 
 def _loop(s: Salt) -> str:
-    body = pick(s, "inc eax", "add eax, ecx; rol edx, 3", f"xor [{data(s)}], eax", "push eax; pop edx", "cli", "nop")
+    body = pick(
+        s, "inc eax", "add eax, ecx; rol edx, 3", f"xor [{data(s)}], eax", "push eax; pop edx", "cli", "nop"
+    )
     back = pick(s, "loop .a", "loope .a", "loopne .a", "dec ecx; jnz .a", "a16 loop .a")
     return f"mov ecx, {number(1 + s.below(30))}; .a: {body}; {back}"
 
 
 def _indirect(s: Salt) -> str:
     return pick(
-        s, "mov eax, .x; jmp eax; int3; .x: nop", "push .x; ret; int3; .x: nop", "jmp [.t]; .t: dd .x; .x: nop",
+        s,
+        "mov eax, .x; jmp eax; int3; .x: nop",
+        "push .x; ret; int3; .x: nop",
+        "jmp [.t]; .t: dd .x; .x: nop",
         "and ecx, 3; jmp [.t + ecx * 4]; .t: dd .a, .b, .c, .b; .a: inc eax; .b: inc edx; .c: inc ebx",
         "mov edi, 6; .n: mov ecx, edi; and ecx, 1; jmp [.t + ecx * 4]; .t: dd .a, .b; .a: inc eax; .b: dec edi; "
         "jnz .n",
-        "push 0; push .x; ret 4; .x: nop", "push .x; retf; .x: nop", "push cs; push .x; retf; .x: nop",
-    )  # fmt: skip
+        "push 0; push .x; ret 4; .x: nop",
+        "push .x; retf; .x: nop",
+        "push cs; push .x; retf; .x: nop",
+    )
 
 
 def _call(s: Salt) -> str:
     return pick(
-        s, "call .f; jmp .x; .f: inc eax; ret; .x: nop", "mov eax, .f; call eax; jmp .x; .f: dec ebx; ret; .x: nop",
-        "call [.t]; jmp .x; .t: dd .f; .f: ret; .x: nop", "call .f; .f: pop ecx", "call .f; .f: add esp, 4",
-        f"mov ecx, {number(1 + s.below(40))}; call .f; jmp .x; .f: dec ecx; jz .r; call .f; inc eax; .r: ret; .x: nop",
+        s,
+        "call .f; jmp .x; .f: inc eax; ret; .x: nop",
+        "mov eax, .f; call eax; jmp .x; .f: dec ebx; ret; .x: nop",
+        "call [.t]; jmp .x; .t: dd .f; .f: ret; .x: nop",
+        "call .f; .f: pop ecx",
+        "call .f; .f: add esp, 4",
+        f"mov ecx, {number(1 + s.below(40))}; call .f; jmp .x; "
+        ".f: dec ecx; jz .r; call .f; inc eax; .r: ret; .x: nop",
         "call .f; inc eax; jmp .x; .f: add dword [esp], 1; ret; .x: nop",
         f"mov ebx, {number(1 + s.below(12))}; .n: call .f; call .g; dec ebx; jnz .n; jmp .x; .f: inc eax; ret; "
         ".g: call .f; ret; .x: nop",
-        "push .x; push .f; ret; .f: inc edx; ret; .x: nop", "call .f; int3; .f: mov dword [esp], .x; ret; .x: nop",
+        "push .x; push .f; ret; .f: inc edx; ret; .x: nop",
+        "call .f; int3; .f: mov dword [esp], .x; ret; .x: nop",
         "call .f; jmp .x; .f: ret 0; .x: nop",
-    )  # fmt: skip
+    )
 
 
 # Code that changes.
@@ -173,11 +241,15 @@ def _call(s: Salt) -> str:
 
 def _modify_next(s: Salt) -> str:
     return pick(
-        s, "inc byte [cs:.x + 1]; .x: mov al, 5", "inc byte [.x + 1]; jmp .x; .x: mov cl, 5",
-        "mov byte [.x], 0x40; .x: nop", "xor byte [.x], 0x90 ^ 0xfa; .x: nop; nop", "xor byte [.x], 1; .x: inc eax",
+        s,
+        "inc byte [cs:.x + 1]; .x: mov al, 5",
+        "inc byte [.x + 1]; jmp .x; .x: mov cl, 5",
+        "mov byte [.x], 0x40; .x: nop",
+        "xor byte [.x], 0x90 ^ 0xfa; .x: nop; nop",
+        "xor byte [.x], 1; .x: inc eax",
         "inc word [.x + 1]; .x: mov edx, 0x12345678",
         "mov al, [.x]; mov [.x], al; .x: inc ebx",
-    )  # fmt: skip
+    )
 
 
 def _modify_loop(s: Salt) -> str:
@@ -198,20 +270,32 @@ def _jit(s: Salt) -> str:
 def _copy_code(s: Salt) -> str:
     """A string instruction that overwrites what comes next, with the same or with something else."""
     return pick(
-        s, "mov esi, .y; mov edi, .x; mov ecx, 2; rep movsb; .x: inc eax; nop; jmp .z; .y: inc ebx; dec eax; .z: nop",
-        "mov edi, .x; mov eax, 0x42; stosb; .x: nop; nop", "mov esi, .x; mov edi, .x; mov ecx, 3; rep movsb; .x: nop; inc eax; nop",
-    )  # fmt: skip
+        s,
+        "mov esi, .y; mov edi, .x; mov ecx, 2; rep movsb; "
+        ".x: inc eax; nop; jmp .z; .y: inc ebx; dec eax; .z: nop",
+        "mov edi, .x; mov eax, 0x42; stosb; .x: nop; nop",
+        "mov esi, .x; mov edi, .x; mov ecx, 3; rep movsb; .x: nop; inc eax; nop",
+    )
 
 
 def _wide(s: Salt) -> str:
     """Operands and addresses of 16 bits; a 16-bit return arrives in low memory and comes back from there."""
     back = "mov dword [ss:LOW_BACK], .x"
     return pick(
-        s, f"{back}; push word LOW; o16 ret; .x: nop", f"{back}; pushfw; o16 push cs; push word LOW; iretw; .x: nop",
-        f"{back}; o16 push cs; push word LOW; o16 retf; .x: nop", "pushfw; pop ax; and ax, 0x8ff", "clc; pushfw; popfw",
-        "o16 push ds; o16 pop es", "o16 push es; pop ax", "a16 lea eax, [bx + si + 5]", "o16 pusha; o16 popa",
-        "add ax, 0x7fff", "push 5; pop cx; pop dx", "jcxz .x; inc eax; .x: nop",
-    )  # fmt: skip
+        s,
+        f"{back}; push word LOW; o16 ret; .x: nop",
+        f"{back}; pushfw; o16 push cs; push word LOW; iretw; .x: nop",
+        f"{back}; o16 push cs; push word LOW; o16 retf; .x: nop",
+        "pushfw; pop ax; and ax, 0x8ff",
+        "clc; pushfw; popfw",
+        "o16 push ds; o16 pop es",
+        "o16 push es; pop ax",
+        "a16 lea eax, [bx + si + 5]",
+        "o16 pusha; o16 popa",
+        "add ax, 0x7fff",
+        "push 5; pop cx; pop dx",
+        "jcxz .x; inc eax; .x: nop",
+    )
 
 
 PLAIN: dict[str, Atom] = {

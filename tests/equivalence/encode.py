@@ -43,7 +43,13 @@ def _names() -> tuple[re.Pattern[str], dict[str, str]]:
     return re.compile(r"\b(" + "|".join(names) + r")\b"), names
 
 
-POINTERS = ("log_pointer", "leave_pointer", "abandon_pointer", "gdtr", "idtr")  # of the kernel, for atoms to use
+POINTERS = (
+    "log_pointer",
+    "leave_pointer",
+    "abandon_pointer",
+    "gdtr",
+    "idtr",
+)  # of the kernel, for atoms to use
 
 
 def plain(text: str) -> str:

@@ -50,6 +50,16 @@ start:
         lidt [idtr]
         mov eax, TASK
         ltr ax
+        mov dword [LOW], 0x0025ff36     ; jmp [ss:LOW_BACK]
+        mov dword [LOW + 3], LOW_BACK
+        mov eax, 0x40cd40cd             ; INT END, where a guest that goes wild arrives
+        mov [LOW + 7], eax
+        mov [NOWHERE], eax
+        mov ecx, WINDOW
+.fill:  mov [ecx], eax
+        add ecx, 4096
+        cmp ecx, WINDOW + 4096 * WINDOW_PAGES
+        jb .fill
         mov al, 0x11
         out 0x20, al
         out 0xa0, al
@@ -468,7 +478,12 @@ def descriptors(idt: dict[int, bytes]) -> bytes:
 
 
 def gate(
-    offset: int, *, selector: int = 8, kind: SystemType = SystemType.INTERRUPT_GATE32, dpl: int = 3, present: bool = True
+    offset: int,
+    *,
+    selector: int = 8,
+    kind: SystemType = SystemType.INTERRUPT_GATE32,
+    dpl: int = 3,
+    present: bool = True,
 ) -> bytes:
     """A gate of the IDT."""
     return bytes(Descriptor.gate(selector, offset, kind, dpl, present))

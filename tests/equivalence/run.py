@@ -61,7 +61,8 @@ def observe(image: Image, mode: str, budget: int = BUDGET, stops: Sequence[int] 
 def slices(seed: int, budget: int = BUDGET) -> list[int]:
     """Moments to pause at, most of them early and close together."""
     r = random.Random(seed)
-    stops, at = [], 0
+    stops: list[int] = []
+    at = 0
     while at < budget and len(stops) < 60:
         at += r.choice((1, 2, 3, 10, 100, 1000, 3000))
         stops.append(at)

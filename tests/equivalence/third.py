@@ -13,14 +13,14 @@ from pathlib import Path
 
 from tests.equivalence import layout as at
 from tests.equivalence.kernel import RECORD, skeleton
-from tests.equivalence.run import Observation, initial
+from tests.equivalence.run import Observation
 from tests.oracles import require
 from vmm.image.build import elf_bytes
 from vmm.image.image import Image
 from vmm.isa.words import EFlags
-from vmm.machine.memory import PAGE
 
 SECONDS = 5
+BUDGET = 300_000  # instructions here: writing memory out takes one a byte
 
 
 def on_qemu(image: Image, folder: Path) -> bytes | None:
@@ -42,7 +42,8 @@ def on_qemu(image: Image, folder: Path) -> bytes | None:
 def regions() -> list[tuple[int, int]]:
     """(address, size) of what a guest dumps."""
     assembly = skeleton()
-    found, here = [], assembly.symbols["regions"] - assembly.origin
+    found: list[tuple[int, int]] = []
+    here = assembly.symbols["regions"] - assembly.origin
     while True:
         address, size = struct.unpack_from("<II", assembly.data, here)
         if not address:
@@ -83,6 +84,3 @@ def _clear_resume(log: bytearray) -> None:
     for record in range(16, len(log), RECORD):
         flags = struct.unpack_from("<I", log, record)[0]
         struct.pack_into("<I", log, record, flags & ~int(EFlags.RF))
-
-
-__all__ = ["PAGE", "differences", "initial", "on_qemu", "regions"]
