@@ -57,6 +57,8 @@ class ShadowTables:
             int, int
         ] = {}  # linear page of the guest's tables: the frame it was copied from, or -1
         self.copies = 0
+        # By offset of the table: the guest's bytes, and its entries as they are copied and with none present.
+        self._made: dict[int, tuple[bytes, bytes, bytes]] = {}
 
     @property
     def base(self) -> int:
@@ -117,16 +119,12 @@ class ShadowTables:
             frame = self._pages[page] = self._memory.accessed_frame(page)
             found = self._memory.physical(frame | address & PAGE - 1, length) if frame >= 0 else bytes(length)
             data += found
-        size &= ~7
-        for i in range(0, size, 8):
-            entry = deprivileged(
-                Descriptor(
-                    int.from_bytes(data[i : i + 4], "little"), int.from_bytes(data[i + 4 : i + 8], "little")
-                )
-            )
-            data[i + 4 : i + 8] = entry.high.to_bytes(4, "little")
-        self._view[offset : offset + size] = data[:size]
-        self._view[offset + size : offset + room] = bytes(room - size)
+        made = self._made.get(offset)
+        if made is None or made[0] != data:
+            if made is not None and len(made[1]) > len(data) & ~7:
+                self._view[offset : offset + room] = bytes(room)
+            made = self._made[offset] = bytes(data), *_entries(data)
+        self._view[offset : offset + len(made[1])] = made[1]
 
     def unlock(self) -> None:
         """The guest's tables are about to change: no entry of the copy may be loaded any more."""
@@ -135,10 +133,8 @@ class ShadowTables:
         self.good = False
         self._memory.unwatch_descriptors(self.locked)
         self.locked = frozenset()
-        limits = min(self._vcpu.gdtr.limit + 1, TABLE_SIZE - OWN), min(self._vcpu.ldtr.limit + 1, TABLE_SIZE)
-        for offset, size in zip((GDT, LDT), limits, strict=True):
-            for i in range(offset + 5, offset + size, 8):
-                self._view[i] &= 0x7F
+        for offset, (_, _, absent) in self._made.items():
+            self._view[offset : offset + len(absent)] = absent
 
     def _written(self) -> None:
         """A store to the guest's tables, also one that the machine or the monitor makes for it."""
@@ -201,6 +197,19 @@ class ShadowTables:
         finally:
             self._marking = False
         self._view[offset + 5] |= 1
+
+
+def _entries(data: bytearray) -> tuple[bytes, bytes]:
+    """The shadow of a table's bytes; and the same with no entry present."""
+    size = len(data) & ~7
+    there, absent = bytearray(size), bytearray(size)
+    for i in range(0, size, 8):
+        low, high = int.from_bytes(data[i : i + 4], "little"), int.from_bytes(data[i + 4 : i + 8], "little")
+        if low or high:
+            entry = bytes(deprivileged(Descriptor(low, high)))
+            there[i : i + 8] = absent[i : i + 8] = entry
+            absent[i + 5] &= 0x7F
+    return bytes(there), bytes(absent)
 
 
 def deprivileged(descriptor: Descriptor) -> Descriptor:
