@@ -76,6 +76,7 @@ def kind(lines: list[str]) -> str:
 
 
 def signature(guest: Guest, lines: list[str]) -> str:
+    """Failures with the same are taken for the same."""
     atoms = {step.atom for steps in guest.parts() for step in steps}
     return f"{kind(lines)}-" + "-".join(sorted(atom.replace(" ", "_") for atom in atoms))
 

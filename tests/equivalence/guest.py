@@ -127,7 +127,7 @@ class Guest:
             at.CHUNKS: b"".join(map(_record, self.chunks, entries)),
             at.STARTS: struct.pack(f"<{len(starts)}I", *starts),
             at.BODY: bytes(body),
-            at.DATA: _data(),
+            at.DATA: _data(self.dump),
         }
         if self.pages is not None:
             segments |= {at.WINDOW_TABLE: windows[0], at.OTHER_WINDOW: windows[1]} | self._directories()
@@ -236,10 +236,13 @@ def _record(chunk: Chunk, entry: int) -> bytes:
 
 
 @functools.cache
-def _data() -> bytes:
+def _data(third: bool) -> bytes:
+    """A page that ends what executes it, two of noise (harmless as code for the third opinion), and one more."""
     noise = random.Random(1)
-    pages = b"".join(noise.randbytes(0x400).ljust(0x1000, b"\0") for _ in range(2))
-    return _FILL * 0x800 + pages + _FILL * 0x800
+    pages = [noise.randbytes(0x400) for _ in range(2)]
+    if third:
+        pages = [b"".join(noise.choice((_FILL, b"\x40", b"\x4a")) for _ in page)[:0x400] for page in pages]
+    return _FILL * 0x800 + b"".join(page.ljust(0x1000, b"\0") for page in pages) + _FILL * 0x800
 
 
 # Guests at random.
@@ -266,7 +269,7 @@ def _pool(third: bool, paged: bool) -> tuple[str, ...]:
 _UNLIKE = re.compile(
     r"smsw e"  # the upper half of the register is undefined
     r"|^sysexit|\b0x3ff\b"  # goes where nobody knows; QEMU is run without a serial port
-    r"|@0000DEAD|@0000C0DE|@40000000; mov cr4"  # QEMU takes any MSR, and any bit of CR4
+    r"|@0000DEAD|@0000C0DE|@[48]0000000; mov cr[04]"  # QEMU takes any MSR, and bits of CR0 and CR4 that are #GP
     r"|\bhlt"  # a trap does not wake it
     r"|0x2000; mov dr7"  # it does not know GD
     r"|\bSTEPS\b.*\b(ss|sti)\b|\bSTEPS\b.*@0000000[3-9]"  # TF and a shadow: no trap, or no end

@@ -105,5 +105,6 @@ def _body(guest: Guest, data: bytes) -> list[str]:
 def write(guest: Guest, name: str, reasons: Iterable[str] = (), folder: Path = FOUND) -> Path:
     """The source as a file of that name in `folder`."""
     path = folder / f"{name}.asm"
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(source(guest, reasons))
     return path
