@@ -23,8 +23,8 @@ from tools.bench.nano.results import JUDGED, Results
 from tools.bench.nano.worker import FILL, SITE
 from vmm.vm import MODES
 
-ROUNDS = 3
-LOOP_ROUNDS = 2  # times as many where a loop is compared with bare Unicorn: its speed has two modes
+ROUNDS = 2
+LOOP_ROUNDS = 3  # times as many where a loop is compared with bare Unicorn: its speed has two modes
 
 
 def measure(
