@@ -517,9 +517,9 @@ class Machine:
 
     def on_translated(self, address: int, size: int) -> tuple[int, ...]:
         linear = address & 0xFFFFFFFF
-        code = self.linear.code(linear, size)
+        code = self.linear.code(linear, size + 15)
         wider = self.run_state.free and self.control.interrupts_rise_silently
-        return sites.find(code, linear, wider, self.state.wide_code, self.state.cpl == 3)
+        return sites.find(code, linear, wider, self.state.wide_code, self.state.cpl == 3, size)
 
     def on_site(self, address: int) -> bool:
         code = self.linear.code(address, 15)

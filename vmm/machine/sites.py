@@ -52,17 +52,19 @@ def is_site(instruction: Instruction | None, code: bytes, wider: bool = False) -
 
 
 def find(
-    code: bytes, address: int, wider: bool = False, wide_code: bool = True, process: bool = False
+    code: bytes, address: int, wider: bool = False, wide_code: bool = True, process: bool = False, size: int = -1
 ) -> tuple[int, ...]:
     """Linear addresses of such instructions in a block of straight-line code, of 32 bits if `wide_code`.
 
-    In ring 3 (`process`) IRET is among them.
+    In ring 3 (`process`) IRET is among them. `size` is the block's where `code` goes on behind it: the engine ends
+    a block in the middle of an instruction that it finds to fault.
     """
+    size = len(code) if size < 0 else min(size, len(code))
     patterns = _WIDER if wider else _IN_PROCESS if process else PATTERNS
     if not patterns.search(code):
         return ()
     found, at = [], 0
-    while at < len(code):
+    while at < size:
         instruction = decode_in(wide_code, code[at : at + 15], 0)
         is_iret = process and instruction is not None and instruction.opcode == IRET
         if is_iret or is_site(instruction, code[at:], wider):
@@ -71,7 +73,7 @@ def find(
             # Not an instruction to the decoder, but perhaps to the engine: from here on, every place where one
             # could begin. A hook where none begins does nothing.
             found += (
-                address + i & 0xFFFFFFFF for i in range(at, len(code)) if patterns.search(code[i : i + 15])
+                address + i & 0xFFFFFFFF for i in range(at, size) if patterns.search(code[i : i + 15])
             )
             break
         at += instruction.size

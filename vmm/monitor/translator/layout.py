@@ -11,9 +11,10 @@ from __future__ import annotations
 DATA = 0x30000  # scratch page: read and written by in-cache code
 SAVED_ECX, SAVED_EDX, TARGET = DATA, DATA + 4, DATA + 8
 
-FLAG = 0x31000  # the virtual IF, alone in its page: write-protected while an interrupt waits for it to rise
+FLAG = 0x31000  # the virtual IF, alone in its page: cleared here
+RISE = FLAG + 0x1000  # the same page again: set here, and refused while an interrupt waits for that
 
-CONSTANTS = 0x32000  # read-only
+CONSTANTS = 0x33000  # read-only
 CONTROL_REGISTERS = CONSTANTS  # CR0, CR2, CR3, CR4 as the guest sees them, at 4 * number
 FLAGS_IMAGE = CONSTANTS + 0x200  # by virtual IF * 256 + byte 1 of EFLAGS: that byte with the virtual IF
 USER_FLAGS = CONSTANTS + 0x400  # by byte 1 of an EFLAGS image: 0 where a process may start with it

@@ -464,7 +464,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
 
     def _let_flag_rise(self, freely: bool) -> None:
         self._guarded = not freely
-        self.memory.change_rights(layout.FLAG, LOOK | STORE if freely else LOOK | NOTICE)
+        self.memory.change_rights(layout.RISE, LOOK | STORE if freely else LOOK | NOTICE)
 
     @property
     def poll(self) -> int:
@@ -647,6 +647,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
     def _show_pages(self) -> None:
         slot = self.memory.slot
         slot.add_pages(layout.DATA, layout.FRAME + layout.DATA, 2, LOOK | STORE)
+        slot.add_page(layout.RISE, layout.FRAME + layout.FLAG, LOOK | STORE)
         tables = (layout.TRANSLATIONS + layout.TABLE_SIZE - layout.TAGS) // PAGE
         slot.add_page(layout.CONSTANTS, layout.FRAME + layout.CONSTANTS, LOOK)
         slot.add_pages(layout.TAGS, layout.FRAME + layout.TAGS, tables, LOOK)
@@ -670,7 +671,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         piece_left = self._leave()
         if ring == KERNEL_RING and access == FETCH:
             return  # outside the cache: to be translated
-        if ring == KERNEL_RING and address - self.slot & ~(PAGE - 1) == layout.FLAG:
+        if ring == KERNEL_RING and address - self.slot & ~(PAGE - 1) == layout.RISE:
             if where is not None and piece_left is not None and piece_left.instruction is not None:
                 self._call_out(where[0], piece_left)
             else:

@@ -36,7 +36,7 @@ def cli(e: Emitter, _i: Instruction) -> None:
 
 def sti(e: Emitter, _i: Instruction) -> None:
     """While an interrupt waits, this store is refused: the exit that delivers it."""
-    e.emit("2ec605", e.cell(layout.FLAG), b"\x01")
+    e.emit("2ec605", e.cell(layout.RISE), b"\x01")
 
 
 def pushf(e: Emitter, _i: Instruction) -> None:
@@ -56,9 +56,21 @@ def popf(e: Emitter, _i: Instruction) -> None:
     e.emit("f6442401", bytes([_ODD_BYTE]))  # test byte [esp + 1], TF | IOPL | NT
     e.emit("7401")
     e.trap()
-    e.emit("0fba642400", b"\x09")  # bt dword [esp + 0], 9
-    e.emit("2e0f9205", e.cell(layout.FLAG))  # setc cs:[FLAG]
+    e.save_ecx()
+    _store_interrupt_flag(e, 0)
+    e.restore_ecx()
+    e.clobber(0)
     e.emit("9d")  # popfd
+
+
+def _store_interrupt_flag(e: Emitter, offset: int) -> None:
+    """The virtual IF from an image at ESP + `offset`: through RISE if it is set, else through FLAG. Uses ECX."""
+    e.emit("8b4c24", bytes([offset]))  # mov ecx, [esp + offset]
+    e.clobber(ECX if not offset else ECX | EDX)
+    e.emit("81e1", _word(EFlags.IF))  # and ecx, IF
+    e.emit("c1e103")  # shl ecx, 3                 RISE - FLAG, or 0
+    e.emit("0fba6424", bytes([offset]), b"\x09")  # bt dword [esp + offset], 9
+    e.emit("2e0f9281", e.cell(layout.FLAG))  # setc cs:[FLAG + ecx]
 
 
 def iret(e: Emitter, _i: Instruction) -> None:
@@ -76,7 +88,7 @@ def iret(e: Emitter, _i: Instruction) -> None:
         e.emit("0fb64c24", bytes([offset]))  # movzx ecx, byte [esp + offset]
         e.emit("2e0fb689", e.cell(table))  # movzx ecx, byte cs:[table + ecx]
         e.trap_unless_ecx_is_zero()
-    e.emit("2ec605", e.cell(layout.FLAG), b"\x01")
+    e.emit("2ec605", e.cell(layout.RISE), b"\x01")
     e.restore_ecx()
     e.clobber(0)
     e.resume = e.here
@@ -102,8 +114,7 @@ def _iret_to_kernel(e: Emitter) -> None:
     e.emit("0fb7ca")  # movzx ecx, dx
     e.emit("2e8b0c8d", e.cell(layout.TRANSLATIONS))
     e.emit("2e890d", e.cell(layout.TARGET))
-    e.emit("0fba642408", b"\x09")  # bt dword [esp + 8], 9
-    e.emit("2e0f9205", e.cell(layout.FLAG))  # setc cs:[FLAG]
+    _store_interrupt_flag(e, 8)
     e.restore_edx()
     e.restore_ecx()
     e.emit("8d642408")  # lea esp, [esp + 8]
