@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from vmm.cli import status, values
+from vmm.cli import exits, status, values
 from vmm.cli.guest import image_of
 from vmm.cli.interrupts import Interrupts
 from vmm.cli.rows import class_text
@@ -65,14 +65,20 @@ def _show(out: Console, guest: str, comparison: Comparison) -> None:
         out.print(Text(f"  {run.result.mode:<6}  {MODES[run.result.mode].summary}", style="dim"))
     out.print()
     out.print(_summary(comparison))
+    equal = []
     for run in comparison.runs:
         if not run.console_equal:
             _show_consoles(out, comparison, run)
         if run.divergence is not None:
             _show_divergence(out, run, run.divergence)
-    if all(run.divergence is None for run in comparison.runs) and len(comparison.runs) > 1:
+        elif run.result.mode != REFERENCE:
+            equal.append(run.result.mode)
+    if equal:
+        where = "" if len(equal) == len(comparison.runs) - 1 else f" under {' and '.join(equal)}"
         out.print()
-        out.print(Text("No difference: every register, every byte of memory, the console and the end."))
+        out.print(
+            Text(f"No difference{where}: every register, every byte of memory, the console and the end.")
+        )
 
 
 def outcome_text(outcome: Outcome) -> str:
@@ -107,6 +113,10 @@ def _summary(comparison: Comparison) -> RenderableType:
     )
     row("console", *(_console_cell(run) for run in comparison.runs))
     row("exits", *(f"{sum(r.count for r in run.result.exits.rows.values()):,}" for run in comparison.runs))
+    groups = [exits.grouped(run.result.exits) for run in comparison.runs]
+    for name in exits.GROUPS:
+        if any(name in counts for counts in groups):
+            row(f"  {name}", *(f"  {counts[name]:,}" if name in counts else "" for counts in groups))
     row("instructions", *(f"{run.result.instructions:,}" for run in comparison.runs))
     row("seconds", *(f"{run.result.seconds:.3f}" for run in comparison.runs))
     return table

@@ -1,4 +1,4 @@
-"""The exit table, in the manner of `perf kvm stat`."""
+"""The exit table, in the manner of `perf kvm stat`; and its rows by what they are for, to compare modes by."""
 
 from __future__ import annotations
 
@@ -6,6 +6,27 @@ import sys
 
 from vmm.cli.terminal import page
 from vmm.events import ExitTable
+
+# By the first word of an exit's reason; what is in no group is "emulated".
+GROUPS = {
+    "devices": ("IN", "OUT"),
+    "emulated": ("emulated", "CPUID", "RDTSC", "SYSENTER", "instruction"),
+    "call-outs": ("call-out",),
+    "exceptions": ("exception", "INT", "external", "hlt"),  # interrupts too, and waiting for them
+    "translation": ("link", "look-up", "changed"),
+    "hidden faults": ("hidden",),
+}
+_GROUP_OF = {word: name for name, words in GROUPS.items() for word in words}
+_STRING_PORTS = ("instruction INS", "instruction OUTS")
+
+
+def grouped(exits: ExitTable) -> dict[str, int]:
+    """How many exits there were of each group; groups without any are left out."""
+    counts: dict[str, int] = {}
+    for reason, row in exits.rows.items():
+        name = "devices" if reason.startswith(_STRING_PORTS) else _GROUP_OF.get(reason.split()[0], "emulated")
+        counts[name] = counts.get(name, 0) + row.count
+    return counts
 
 
 def duration(nanoseconds: float) -> str:

@@ -182,12 +182,17 @@ def _add_run(commands: Commands[Parser]) -> None:
     parser = _command(commands, "run", "run a guest; its console goes to standard output")
     _guest_options(parser)
     add = parser.add_argument
-    add("--mode", default="native", help="native (the default): the bare machine; trap: trap-and-emulate")
+    add(
+        "--mode",
+        default="bt",
+        help="bt (the default): binary translation; trap: trap-and-emulate; native: the bare machine",
+    )
     add("--clock", default="instructions", help="instructions (the default): repeatable; host: wall time")
     add("--max-instructions", metavar="N", help="stop after so many")
     add("--timeout", metavar="S", help="stop after so many seconds")
     add("--report", metavar="FILE", help="write what came of the run as JSON")
     add("--trace", metavar="FILE", help="write every exit as a line of JSON")
+    add("--dump-translations", metavar="FILE", help="write each translation beside its source (bt only)")
     add("--vga", action="store_true", help="show the text screen at the end")
     parser.set_defaults(command=_run)
 
@@ -196,7 +201,7 @@ def _add_compare(commands: Commands[Parser]) -> None:
     parser = _command(commands, "compare", "run a guest in several modes and find where they part")
     _guest_options(parser)
     add = parser.add_argument
-    add("--modes", default="native,trap", help="by commas (default native,trap)")
+    add("--modes", default="native,trap,bt", help="by commas (default native,trap,bt)")
     add("--max-instructions", metavar="N", help="stop each run after so many (default 100 million)")
     add("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=_compare)

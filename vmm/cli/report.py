@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 
 from vmm.errors import OutputError
-from vmm.vm import Result
+from vmm.vm import Result, VirtualMachine
 
 
 def as_json(
-    options: argparse.Namespace, result: Result, code: int, start_seconds: float
+    options: argparse.Namespace, vm: VirtualMachine, result: Result, code: int, start_seconds: float
 ) -> dict[str, object]:
     """The report. `status` is this process's; `start_seconds` is from its start to the guest's first instruction.
 
-    Exits handled inside the CPU's own code (CPUID, RDTSC) count no time.
+    Exits handled inside the CPU's own code (CPUID, RDTSC) count no time. Hidden faults are those that the guest
+    never saw, by kind, exits or not; without a monitor there are none. Only `bt` has a `translation`.
     """
     outcome = result.outcome
     return {
@@ -30,22 +32,42 @@ def as_json(
             reason: {"count": row.count, "seconds": row.nanoseconds / 1e9}
             for reason, row in result.exits.rows.items()
         },
+        "hidden_faults": _hidden_faults(vm),
+        "translation": _translation(vm),
         "console": result.console.decode(errors="replace"),
         "memory_sha256": result.memory_sha256,
         "registers": result.registers,
     }
 
 
+def _hidden_faults(vm: VirtualMachine) -> dict[str, int] | None:
+    if vm.mode.name == "native":
+        return None
+    from vmm.monitor.deprivileged.monitor import DeprivilegedMonitor
+
+    return dict(vm.control.hidden_faults) if isinstance(vm.control, DeprivilegedMonitor) else None
+
+
+def _translation(vm: VirtualMachine) -> dict[str, int] | None:
+    """What translation has cost: the cache's own statistics."""
+    if vm.mode.name != "bt":
+        return None
+    from vmm.monitor.translator.monitor import TranslatingMonitor
+
+    return asdict(vm.control.cache.statistics) if isinstance(vm.control, TranslatingMonitor) else None
+
+
 def write(
     descriptor: int,
     name: str,
     options: argparse.Namespace,
+    vm: VirtualMachine,
     result: Result,
     code: int,
     start_seconds: float,
 ) -> None:
     """Write the report to the open file; raises `OutputError`."""
-    text = json.dumps(as_json(options, result, code, start_seconds), indent=2) + "\n"
+    text = json.dumps(as_json(options, vm, result, code, start_seconds), indent=2) + "\n"
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)

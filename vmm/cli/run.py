@@ -28,7 +28,16 @@ def run(options: argparse.Namespace) -> int:
     memory = values.memory_size(options.memory)
     limit = options.max_instructions and values.count("--max-instructions", options.max_instructions)
     timeout = options.timeout and values.seconds("--timeout", options.timeout)
-    check_distinct(options.guest, {"--report": options.report, "--trace": options.trace})
+    if options.dump_translations is not None and mode != "bt":
+        raise UsageError(
+            f"--dump-translations {options.dump_translations}: {mode} translates nothing: use --mode bt"
+        )
+    outputs = {
+        "--report": options.report,
+        "--trace": options.trace,
+        "--dump-translations": options.dump_translations,
+    }
+    check_distinct(options.guest, outputs)
     console_input = values.input_bytes(options.input)
     image = image_of(options, memory)
     report = None if options.report is None else open_output("--report", options.report)
@@ -37,6 +46,11 @@ def run(options: argparse.Namespace) -> int:
         from vmm.cli.trace import Trace
 
         trace = Trace(options.trace, options.guest, mode, options.clock, memory)
+    translations = None
+    if options.dump_translations is not None:
+        from vmm.cli.translations import Translations
+
+        translations = Translations(options.dump_translations, options.guest)
 
     def give_up() -> None:
         vm.machine.end(Outcome("error", 0, "the output cannot be written"))
@@ -51,11 +65,11 @@ def run(options: argparse.Namespace) -> int:
         console_input=console_input,
         listeners=() if trace is None else (trace.listener(give_up),),
     )
+    if translations is not None:
+        translations.watch(vm, give_up)
     with Interrupts(lambda: vm.poke("interrupted"), screen.stop_progress):
         started = time.monotonic()
-        screen.start_progress(
-            lambda: _progress(vm, time.monotonic() - started)
-        )
+        screen.start_progress(lambda: _progress(vm, time.monotonic() - started))
         start_seconds = process_age()
         try:
             result = vm.run(limit, timeout)
@@ -67,16 +81,20 @@ def run(options: argparse.Namespace) -> int:
         _show_screen(vm, screen)
     if trace is not None:
         trace.close(result, code)
+    if translations is not None:
+        translations.close(vm)
     if report is not None:
         from vmm.cli.report import write
 
-        write(report, options.report, options, result, code, start_seconds)
+        write(report, options.report, options, vm, result, code, start_seconds)
     if isinstance(screen.failed, BrokenPipeError):
         return OutputError.status  # whoever read it has seen enough
     if screen.failed is not None:
         raise OutputError(f"standard output: {screen.failed.strerror}")
     if trace is not None and trace.failed is not None:
         raise OutputError(f"--trace {options.trace}: {trace.failed.strerror}")
+    if translations is not None and translations.failed is not None:
+        raise OutputError(f"--dump-translations {options.dump_translations}: {translations.failed.strerror}")
     _tell(options.guest, result, code, screen, vm.console.total)
     return code
 

@@ -111,9 +111,9 @@ def legend(guest: str) -> list[str]:
         *_paragraph(
             "The guest's kernel runs in ring 1, and never from its own code: before a piece of it runs for the first"
             " time it is translated into the cache. A unit is a run of instructions up to a jump that is always"
-            " taken, the end of the page, or 48 instructions. The guest's code stands on the left, what runs instead in"
-            " the middle, and the reason on the right wherever the two differ. Units stand in the order in which they"
-            " were made."
+            " taken, the end of the page, or 48 instructions. The guest's code stands on the left, what runs instead"
+            " in the middle, and the reason on the right wherever the two differ. Units stand in the order in which"
+            " they were made."
         ),
         "",
         "What becomes of an instruction:",
