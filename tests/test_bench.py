@@ -361,7 +361,15 @@ def test_the_tables_say_the_same_in_both_forms(tmp_path: Path) -> None:
     assert f"| {' | '.join(grid.rows[0])} |" in grid.markdown()
     if JUDGED in MODES:
         notes = report.reasons(found, [EMPTY, call], machines)
+        assert notes == [f"{JUDGED}: it would not: use another"]
+        notes = report.reasons(found, [EMPTY, call, BENCHMARKS["in"]], machines)
         assert notes == [f"{JUDGED}, CALL and RET; empty loop: it would not: use another"]
+
+
+def test_a_machine_that_is_not_there_has_no_column(tmp_path: Path) -> None:
+    """Nothing is measured on it, so nothing is shown but the reason."""
+    grid = report.times(results(native=8e-7, qemu=8e-8), [BENCHMARKS["call"]], columns(tmp_path, ("native",)))
+    assert grid.headings == ("operation", "native", "QEMU TCG", "native / QEMU")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -63,12 +63,13 @@ def _ratio(value: float | None) -> str:
 
 def times(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> Grid:
     """Nanoseconds of an operation, and the ratios of our best mode to what is not ours."""
-    names = {c.name: c.title for c in columns}
+    measured = {column for _, column in results.samples}
+    names = {c.name: c.title for c in columns if c.name in measured or c.name in MODES}
     modes = [name for name in names if name in MODES]
     subject = JUDGED if JUDGED in modes else modes[-1]
     pairs = [(subject, BARE), (subject, "qemu")]
-    if subject != "native" and "native" in modes:
-        pairs.append((subject, "native"))
+    pairs.append((subject, "native"))
+    pairs = [(a, b) for a, b in pairs if a != b and b in names]
     grid = Grid(
         "Nanoseconds for one operation, and ratios of them",
         ("operation", *names.values(), *(f"{a} / {names[b].split()[0]}" for a, b in pairs)),
@@ -124,7 +125,10 @@ def reasons(results: Results, benchmarks: Sequence[Benchmark], columns: Iterable
         end = len(reason) if where < 0 else reason.find(":", where)
         general = reason if where < 0 else reason[:where] + reason[end:]
         alike.setdefault((names[column], general), []).append(titles[benchmark])
-    return [f"{column}, {'; '.join(found)}: {reason}" for (column, reason), found in alike.items()]
+    return [
+        f"{column}: {reason}" if len(found) == len(titles) else f"{column}, {'; '.join(found)}: {reason}"
+        for (column, reason), found in alike.items()
+    ]
 
 
 def terminal() -> Console:
