@@ -42,6 +42,7 @@ class Link:
     site: int
     target: int
     certain: bool = False  # taken whenever the unit is executed to its end
+    glue: bool = False  # stands for no instruction of the guest's
 
 
 @dataclass(slots=True)

@@ -171,6 +171,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         An unfinished piece is undone: EIP is the guest's instruction, the registers are as before it.
         """
         s, w = self.state, self.state.words
+        self._returning = None
         if w[_HFLAGS] & at.HF_CPL != KERNEL_RING:
             if not self._left:
                 self._left = True
@@ -260,9 +261,24 @@ class TranslatingMonitor(DeprivilegedMonitor):
             s.set_system_flags(_REAL, EFlags.IF)
         self.cache.view[layout.FLAG] = v.interrupts
         self._guard()
+        if s.inhibited:
+            offset = self._in_shadow(offset)
         self.inside = True
         s.eip = self._address(offset)
         return True
+
+    def _in_shadow(self, offset: int) -> int:
+        """Entering in an interrupt shadow, which ends with one instruction of the CPU's: where that is the guest's."""
+        unit = self.cache.find(offset)
+        if unit is not None and unit.first and offset == unit.origin and self._is_current(unit):
+            offset = unit.starts[unit.first]
+        self._shadow = self._address(offset), self.machine.retired()
+        return offset
+
+    def _is_current(self, unit: Unit) -> bool:
+        """Whether the source of a checked unit is what was translated, as its check would find."""
+        memory = self.machine.memory
+        return all(bytes(memory.bytes[a : a + len(was)]) == was for a, was in unit.checked)
 
     def _address(self, offset: int) -> int:
         """The CPU's EIP for an offset in the cache."""
@@ -340,6 +356,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         return page in self.bound and linear & PAGE - 1 <= PAGE - MAX_LENGTH
 
     def _translate_unit(self, context: Context, eip: int) -> Unit:
+        machine = self.machine
         linear = eip + context.base & 0xFFFFFFFF
         frame, data = self._bind(linear)
         at_byte = linear & PAGE - 1
@@ -359,6 +376,9 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if len(unit.sources) > 1:
             pages.add((linear >> 12) + 1 & 0xFFFFF)
         unit.pages = tuple(pages)
+        if unit.first:
+            memory = machine.memory
+            unit.checked = [(a, bytes(memory.bytes[a : a + n])) for a, n in unit.sources if memory.is_ram(a)]
         self.cache.place(unit, code)
         self.cache.enter(unit)
         for observer in self.observers:
@@ -468,7 +488,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
 
     @property
     def poll(self) -> int:
-        if self.state.words[_HFLAGS] & at.HF_CPL != KERNEL_RING:
+        if self.state.words[_HFLAGS] & at.HF_CPL != KERNEL_RING or self._returning is not None:
             return int(EFlags.IF)
         self._guard()
         return stub.STOP_NOW if self._interrupts() else 0
@@ -552,6 +572,8 @@ class TranslatingMonitor(DeprivilegedMonitor):
             self.state.eip = target
             assert piece.link is not None
             self._following = unit, piece.link, offset
+            if not piece.link.glue:
+                self._jumped()
             return "link followed"
         if piece.kind is PieceKind.CHECK:
             self._leave()
@@ -563,11 +585,16 @@ class TranslatingMonitor(DeprivilegedMonitor):
             return "exception #UD"
         return self._call_out(unit, piece)
 
+    def _jumped(self) -> None:
+        """A jump is over, only that its target has no translation yet: what ends an instruction is due."""
+        self.machine.finish_emulated(bool(self.state.words[_EFLAGS] & EFlags.TF))
+
     def _missed(self, unit: Unit, offset: int, prediction: Prediction) -> str:
         """An indirect jump, which has been made as far as the guest can see, finds no translation."""
         s = self.state
         self.vcpu.interrupts = self.cache.view[layout.FLAG] != 0
         self.inside = False
+        self._jumped()
         if offset == prediction.link.site + 4:
             s.eip = prediction.link.target
             self._following = unit, prediction.link, offset

@@ -23,6 +23,7 @@ BATCH = 8  # instructions decoded at a time
 LONGEST = 48  # instructions in a unit
 LARGEST = 4096  # bytes that a unit may take, stubs included
 RETURNS = frozenset((0xCA, 0xCB, 0xCF))  # to a process these are the CPU's own
+REPEATS = frozenset((0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67))  # or what may precede it
 _STI = 0xFB
 
 
@@ -95,13 +96,14 @@ class _Translation:
             if PLAIN[raw[0]] or is_plain(raw + b"\0"):
                 code += raw
             else:
-                ended, after_sti = self._consider(raw, eip)
+                last = self.source.changing or at >= len(source) or len(starts) >= LONGEST
+                ended, after_sti = self._consider(raw, eip, last or source[at] in REPEATS)
                 if ended:
                     break
             eip = eip + size & 0xFFFFFFFF
         unit.last = len(unit.starts)
         if not ended:
-            self._glue(at, after_sti)
+            self._glue(at)
         unit.sources.append((self.address, max(1, at - self.crossed)))
         self._stubs()
         return unit, bytes(e.code)
@@ -158,8 +160,12 @@ class _Translation:
         self.unit.special[len(self.unit.starts) - 1] = piece
         return piece
 
-    def _consider(self, code: bytes, eip: int) -> tuple[bool, bool]:
-        """An instruction that may have a row; whether it ends the unit, and whether it casts STI's shadow."""
+    def _consider(self, code: bytes, eip: int, no_shadow: bool) -> tuple[bool, bool]:
+        """An instruction that may have a row; whether it ends the unit, and whether it casts STI's shadow.
+
+        `no_shadow`: what follows STI is not in this unit, or is repeated, and in a shadow a pass of it counts
+        otherwise; then STI is a call-out.
+        """
         e = self.emitter
         instruction = decode(code, eip)
         if instruction is None:
@@ -171,7 +177,8 @@ class _Translation:
             e.code += code
             return False, False
         e.clobbered, e.resume, e.prediction = [], None, None
-        if row.sequence is not None and row.holds(instruction, e.context):
+        shadowed = instruction.opcode == _STI and no_shadow
+        if row.sequence is not None and row.holds(instruction, e.context) and not shadowed:
             piece = self._special(Piece(Kind.SEQUENCE, instruction, row))
             first_link = len(e.links)
             SEQUENCES[row.sequence](e, instruction)
@@ -191,14 +198,13 @@ class _Translation:
             piece.resume = e.here
             e.code += instruction.bytes
 
-    def _glue(self, at: int, after_sti: bool) -> None:
+    def _glue(self, at: int) -> None:
         """The unit ends without a terminator: on to the next instruction."""
         eip = self.source.eip + at & 0xFFFFFFFF
-        if after_sti:
-            self.unit.after_sti.add(len(self.unit.starts))
         self._begin(eip, 0)
         e = self.emitter
         e.link("e9", eip, certain=True)
+        e.links[-1].glue = True
         self._special(Piece(Kind.STUB, link=e.links[-1]))
 
     def _stubs(self) -> None:
