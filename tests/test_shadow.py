@@ -153,6 +153,36 @@ def test_a_program_that_is_paged_in_on_demand_cannot_tell(program: Program) -> N
         assert_equal(program, program.lab("trap"))
 
 
+@pytest.mark.parametrize("mode", ("native", "trap"))
+@pytest.mark.parametrize("cut", range(1, 7))
+def test_a_privileged_instruction_across_a_missing_page_faults_there(mode: str, cut: int) -> None:
+    """INVLPG cut by a missing page is #PF at that page, not #GP, whatever its first bytes give away."""
+    border = DATA + 0x1000
+    code = b"\x0f\x01\x3d\0\0\x18\0"
+    made = lab(
+        f"{PAGING_ON} mov eax, {border - cut:#x}\n jmp eax",
+        mode,
+        memory=[*enable_paging({border: 0}), (border - cut, code)],
+    )
+    made.run(60)
+    assert (made.vector, made.reg("cr2")) == (14, border)
+    assert made.stack(2) == [0, border - cut]
+
+
+@pytest.mark.parametrize("mode", ("native", "trap"))
+def test_a_privileged_instruction_across_two_pages_marks_both(mode: str) -> None:
+    """Fetching INVLPG that lies on two pages sets the accessed bits of both."""
+    border = DATA + 0x1000
+    made = lab(
+        f"{PAGING_ON} mov eax, {border - 3:#x}\n jmp eax",
+        mode,
+        memory=[*enable_paging(), (border - 3, b"\x0f\x01\x3d\0\0\x18\0\xeb\xfe")],
+    )
+    made.run(8)
+    for page in (DATA, border):
+        assert made.read(PAGES + 0x1000 + (page >> 12) * 4) & PTE.A
+
+
 # Hostile guests
 
 

@@ -153,6 +153,8 @@ class DeprivilegedMonitor:
         known = self._known.get(code) if self.state.wide_code else None
         if known is None:
             instruction = self.machine.decode_here()
+            if instruction is None and len(code) < 15 and self._fetch_faults(len(code)):
+                return "exception #PF"
             if instruction is None and self.processor.cpl == 0 and _CONTROL_REGISTER.match(code):
                 self.fault(Fault(Vector.UD))  # one that does not exist: privilege is not the reason
                 return "exception #UD"
@@ -165,11 +167,31 @@ class DeprivilegedMonitor:
             if self.state.wide_code:
                 self._known[code] = known
         instruction, row, reason = known
+        if (self.state.linear_eip & 0xFFF) + instruction.size > 0x1000 and self._fetch_faults(
+            instruction.size - 1
+        ):
+            return "exception #PF"
         try:
             return reason if emulate(self._machinery, instruction, row) else None
         except (Fault, PageFault) as fault:
             self.fault(fault)
         return reason
+
+    def _fetch_faults(self, ahead: int) -> bool:
+        """Whether the instruction's byte so far ahead cannot be fetched; then that fault has been raised.
+
+        The engine finds a privileged instruction by its first bytes, and has not asked for the others. In ring 3 it
+        is like that on the bare machine, too, which therefore has #GP where hardware has #PF.
+        """
+        if self.state.cpl == 3:
+            return False
+        address = self.state.linear_eip + ahead & 0xFFFFF000
+        try:
+            self.machine.linear.translate(address, write=False, user=False)
+        except PageFault as fault:
+            self.fault(fault)
+            return True
+        return False
 
     def _through_gate(self) -> bool:
         """Whether the fault was a far transfer through a gate, which has now been made."""

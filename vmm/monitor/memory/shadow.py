@@ -54,6 +54,7 @@ from vmm.monitor.memory.watch import DESCRIPTORS, TABLE, TRANSLATED, Watch
 Policy = Literal["kept", "lazy"]
 KernelFetch = Literal["guest", "own"]
 
+_EVERYTHING = int(PTE.P | PTE.RW | PTE.US | PTE.A | PTE.D)
 CODE_LIMIT = 4096  # pages of code remembered for each address space
 _HFLAGS = at.HFLAGS // 4
 
@@ -279,44 +280,27 @@ class ShadowMemory:
         In the slot it is not kept: the guest maps the slot's addresses, and either the slot can move, which waits
         until the engine has been left, or the guest maps so much that nothing is free.
         """
-        registers, linear, memory = self._registers, self._linear, self._memory
-        if self.trees.exhausted:
+        memory, trees, cr0 = self._memory, self.trees, self._registers.cr0
+        if trees.exhausted:
             self._forget("the pool was exhausted")
-        mask = linear.a20_mask
-        cr0 = registers.cr0
-        page = address & 0xFFFFF000
         if cr0 & CR0.PG:
-            cr3 = registers.cr3
-            try:
-                frame = walk(
-                    memory, cr0, cr3, registers.cr4, mask, address, write=access == WRITE, user=user
-                ).frame
-            except PageFault:
+            found = self._walk(address, access == WRITE, user)
+            if found is None or not keep and not self._crowded:
                 return None
-            if not keep and not self._crowded:
-                return None
-            directory = cr3 & 0xFFFFF000 & mask
-            pde = memory.read(directory | address >> 20 & 0xFFC, 4)
-            if pde & PTE.PS and self._pse:
-                rights, pte, table_frame = pde & RIGHTS, pde, NOBODY
-            else:
-                table_frame = pde & 0xFFFFF000 & mask
-                pte = memory.read(table_frame | address >> 10 & 0xFFC, 4)
-                rights = pde & pte & RIGHTS
-            if keep:
-                position = self.trees.position(self._root, address, pde, table_frame, pte)
+            frame, pde, table_frame, pte = found
         else:
-            frame = page & mask
-            pde, pte, rights = 0x67, 0x67, RIGHTS
+            frame = address & 0xFFFFF000 & self._linear.a20_mask
+            pde = pte = _EVERYTHING
             table_frame = NOBODY
-            if keep:
-                position = self.trees.position(self._root, address, pde, NOBODY, pte)
+        rights = pde & pte & RIGHTS
+        if keep:
+            position = trees.position(self._root, address, pde, table_frame, pte)
         if not memory.is_ram(frame):
             if access == WRITE:
                 return SINK, PROT_WRITE
             if keep:
                 user_bit = pte & hw.US if table_frame != NOBODY else hw.US
-                self.trees.pool.put(position, ONES | hw.P | hw.A | user_bit)
+                trees.pool.put(position, ONES | hw.P | hw.A | user_bit)
             return ONES, PROT_READ | (PROT_EXEC if access == FETCH else 0)
         number = frame >> 12
         if access == WRITE and self.watch.reasons[number] and not self._may_store(frame):
@@ -334,14 +318,43 @@ class ShadowMemory:
             if not perms & PROT_EXEC:
                 leaf |= hw.NX
             elif cr0 & CR0.PG:
-                linear.fetched(address, frame)
+                self._linear.fetched(address, frame)
             if mixed:
                 leaf |= hw.MIXED
-            self.trees.pool.put(position, leaf)
+            trees.pool.put(position, leaf)
         may_store = storable and (rights & hw.RW or not user and not cr0 & CR0.WP)
         if access == FETCH:
             return frame, PROT_READ | PROT_EXEC | (PROT_WRITE if mixed and may_store else 0)
         return frame, PROT_READ | PROT_WRITE if may_store else PROT_READ
+
+    def _walk(self, address: int, write: bool, user: bool) -> tuple[int, int, int, int] | None:
+        """(physical page, directory's entry, frame of the table or NOBODY, last entry); None for a fault.
+
+        Where both entries already have A, and D for a store, and allow the access, there is nothing to mark and
+        `paging.walk` need not be asked: that is every second of what comes here.
+        """
+        registers, memory, mask = self._registers, self._memory, self._linear.a20_mask
+        cr0, cr3 = registers.cr0, registers.cr3
+        directory = cr3 & 0xFFFFF000 & mask | address >> 20 & 0xFFC
+        wanted = PTE.P | PTE.A | (PTE.US if user else 0) | (PTE.RW if write and (user or cr0 & CR0.WP) else 0)
+        for walked in (False, True):
+            pde = memory.read(directory, 4)
+            if not pde & PTE.PS or not self._pse:
+                table_frame = pde & 0xFFFFF000 & mask
+                if pde & PTE.P:
+                    pte = memory.read(table_frame | address >> 10 & 0xFFC, 4)
+                    dirty = pte & PTE.D or not write
+                    if walked or pde & pte & wanted == wanted and dirty:
+                        return pte & 0xFFFFF000 & mask, pde, table_frame, pte
+            elif walked:
+                return (pde & 0xFFC00000 | address & 0x3FF000) & mask, pde, NOBODY, pde
+            if walked:
+                break
+            try:
+                walk(memory, cr0, cr3, registers.cr4, mask, address, write=write, user=user)
+            except PageFault:
+                return None
+        raise AssertionError("an entry was present in the walk")
 
     def _may_store(self, frame: int) -> bool:
         """A store is about to be made to a page that is watched. False if it must wait."""
