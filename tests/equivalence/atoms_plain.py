@@ -271,10 +271,10 @@ def _copy_code(s: Salt) -> str:
     """A string instruction that overwrites what comes next, with the same or with something else."""
     return pick(
         s,
-        "mov esi, .y; mov edi, .x; mov ecx, 2; rep movsb; "
+        "cld; mov esi, .y; mov edi, .x; mov ecx, 2; rep movsb; "
         ".x: inc eax; nop; jmp .z; .y: inc ebx; dec eax; .z: nop",
-        "mov edi, .x; mov eax, 0x42; stosb; .x: nop; nop",
-        "mov esi, .x; mov edi, .x; mov ecx, 3; rep movsb; .x: nop; inc eax; nop",
+        "cld; mov edi, .x; mov eax, 0x42; stosb; .x: nop; nop",
+        "cld; mov esi, .x; mov edi, .x; mov ecx, 3; rep movsb; .x: nop; inc eax; nop",
     )
 
 

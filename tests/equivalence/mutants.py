@@ -106,7 +106,7 @@ def _pushed(code: bytes) -> bytes:
 
 def _selector(code: bytes) -> bytes:
     """A selector of CS with RPL 1, as the ring has it."""
-    return code.replace(b"\x08\x00", b"\x09\x00") if code[:1] not in (b"\x2e",) else code
+    return code.replace(b"\x08\x00", b"\x09\x00")
 
 
 def _no_base(code: bytes) -> bytes:
@@ -128,10 +128,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("STI", "clears IF", _ends(_STORE, "00")),
     Mutant("PUSHF", "shows the real IF", _begins("884c2401", "90909090")),
     Mutant("PUSHF", "looks at another byte of the image", _begins("0fb64c2401", "0fb64c2400")),
-    Mutant("POPF", "takes the opposite of IF", _begins("2e0f9205", "2e0f9305")),
+    Mutant("POPF", "takes the opposite of IF", _begins("2e0f9281", "2e0f9381")),
     Mutant("POPF", "takes TF for IF", _ends("0fba6424", "08")),
     Mutant("POPF", "never asks the monitor", _begins("7401", "eb01")),
-    Mutant("IRET", "to the kernel takes the opposite of IF", _begins("2e0f9205", "2e0f9305")),
+    Mutant("IRET", "to the kernel takes the opposite of IF", _begins("2e0f9281", "2e0f9381")),
     Mutant("IRET", "to the kernel pops one slot less", _begins("8d642408", "8d642404")),
     Mutant("IRET", "to the kernel never asks the monitor", _begins("7401", "eb01")),
     Mutant("IRET", "to a process starts with IF clear", _ends(_STORE, "00")),

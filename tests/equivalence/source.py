@@ -1,11 +1,12 @@
 """A guest as an assembly file that stands alone: a failure, kept.
 
-The kernel is copied as source, the random part as bytes beside its text, and the tables as data; so the file
-stays the same guest however the generator changes.
+The random part is written as bytes beside its text. What many guests have in common, the kernel and the tables, lies
+in files beside it that are named by their contents; so it stays the same guest however the generator changes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,41 +19,48 @@ from vmm.isa.disassemble import disassemble
 
 FOUND = Path(__file__).parent / "found"
 _WIDTH = 16
+_SHARED = 512  # bytes: what is longer is written to a file of its own
 
 
-def source(guest: Guest, reasons: Iterable[str] = ()) -> str:
-    """The whole guest as a source for our assembler, or NASM's, which gives the same bytes."""
-    lines = [
-        "; A random guest that two modes once ran differently; made smaller.",
-        *(f"; {reason}" for reason in reasons),
-    ]
-    lines += ["", "bits 32", f"org {at.KERNEL:#x}", ""]
-    here, entry = at.KERNEL, skeleton().entry
+def source(guest: Guest, folder: Path, reasons: Iterable[str] = ()) -> str:
+    """The whole guest as a source for our assembler, or NASM's, which gives the same bytes.
+
+    Writes what it includes into `folder`.
+    """
+    lines = ["; A random guest that two modes once ran differently, made smaller."]
+    lines += [*(f"; {reason}" for reason in reasons), "", "bits 32", f"org {at.KERNEL:#x}", ""]
+    here, names = at.KERNEL, _names()
+    assert skeleton().entry == at.KERNEL
+    lines.append("start:")
     for address, data in sorted(guest.segments().items()):
-        data = data.rstrip(b"\0") if address not in (at.BODY,) else data
-        if not data:
-            continue
-        lines += [f"times {address - here:#x} db 0", f"; ---- {_names()[address]}, at {address:#x}"]
-        if address <= entry < address + len(data):
-            assert address == entry
-            lines.append("start:")
-        lines += (
-            _body(guest, data)
-            if address == at.BODY
-            else _code(data, address)
-            if address == at.KERNEL
-            else _data(data)
-        )
-        here = address + len(data)
+        data = data.rstrip(b"\0")
+        if here < address and data:
+            lines.append(f"times {address - here:#x} db 0")
+        if address == at.BODY:
+            lines += _body(guest, data)
+        elif len(data) > _SHARED:
+            code = _code(data, address) if address == at.KERNEL else _data(data)
+            lines.append(f'%include "{_share(names[address], code, folder)}"')
+        elif data:
+            lines += [f"; {names[address]}", *_data(data)]
+        here = address + len(data) if data else here
     return "\n".join(lines) + "\n"
+
+
+def _share(name: str, code: list[str], folder: Path) -> str:
+    text = "\n".join(code) + "\n"
+    file = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.inc"
+    (folder / file).write_text(text)
+    return file
 
 
 def _names() -> dict[int, str]:
     wanted = (
-        "KERNEL", "GDT", "PRISTINE", "VARIABLES", "CHUNKS", "STARTS", "BODY", "DATA",
+        "KERNEL", "GDT", "VARIABLES", "CHUNKS", "STARTS", "BODY", "DATA",
         "WINDOW_TABLE", "OTHER_WINDOW", "IDENTITY", "DIRECTORY", "OTHER_DIRECTORY",
     )  # fmt: skip
-    return {vars(at)[name]: name.lower().replace("_", " ") for name in wanted}
+    names = {vars(at)[name]: name.lower().replace("_", "-") for name in wanted}
+    return names | {at.PRISTINE: names[at.GDT]}
 
 
 def _data(data: bytes) -> list[str]:
@@ -106,5 +114,5 @@ def write(guest: Guest, name: str, reasons: Iterable[str] = (), folder: Path = F
     """The source as a file of that name in `folder`."""
     path = folder / f"{name}.asm"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(source(guest, reasons))
+    path.write_text(source(guest, folder, reasons))
     return path
