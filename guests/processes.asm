@@ -10,8 +10,9 @@
 ; page that both share; so the game goes on only because the timer preempts them.
 ;
 ; native prints:   the log of every process; all frames come back; verdict RIGHT.      status 1
-; trap prints:     the same up to the game. Then nobody preempts: POPF has left interrupts off, and nothing says so.
-;                  ping and pong give up; verdict WRONG.                               status 3
+; trap prints:     the same up to the game. Then nobody preempts: IRET has started the processes with interrupts
+;                  off, as POPF has left them off in the kernel, and nothing says so. ping and pong give up; the
+;                  sleepers do get their ticks, since the idle kernel waits by STI and HLT; verdict WRONG.  status 3
 ;
 ; Lines that begin with "timing:" depend on the clock, and differ from machine to machine.
 

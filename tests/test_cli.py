@@ -13,7 +13,7 @@ from vmm.cli import main as cli
 from vmm.cli import status
 from vmm.cli.exits import duration
 from vmm.cli.main import main
-from vmm.errors import VmmError
+from vmm.errors import OutputError, VmmError
 from vmm.vm import CONSOLE_LIMIT, MODES, Console
 
 # Flat binaries, each the whole guest.
@@ -22,7 +22,9 @@ FLOOD = bytes.fromhex("b041 66bae900 ee ebfd")  # out 0xe9, 'A' without end
 WILD = bytes.fromhex("b800000040 ffe0")  # jmp 0x40000000: no memory there
 HALT = bytes.fromhex("fa f4")
 EXIT_5 = bytes.fromhex("b005 e6f4")
-PAGING = bytes.fromhex("0f20c0 0d00000080 0f22c0")  # sets CR0.PG
+# IRET to virtual-8086 mode, which `bt` refuses: ESP, then GS, FS, DS, ES, SS, SP, EFLAGS, CS, IP, then IRET.
+_FRAME = (0, 0, 0, 0, 0x1000, 0x800, 0x20002, 0x700, 0)
+V86 = bytes.fromhex("bc00002000" + "".join(f"68{word.to_bytes(4, 'little').hex()}" for word in _FRAME) + "cf")
 VGA = bytes.fromhex("66c70500800b00481f 66c70502800b00691e b000 e6f4")  # "Hi" on the text screen
 
 
@@ -56,16 +58,14 @@ def vmm(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
-@pytest.mark.parametrize("mode", ["native", "trap"])
+@pytest.mark.parametrize("mode", sorted(MODES))
 def test_run_prints_and_ends_as_the_guest_says(vmm: Cli, expectation: Expectation, mode: str) -> None:
     """Standard output is exactly the guest's console, and the exit status the guest's own."""
     (vmm.folder / "input").write_bytes(expectation.input)
     defines = [word for name, value in expectation.defines.items() for word in ("-D", f"{name}={value}")]
     code = vmm("run", expectation.path, "--mode", mode, "--input", vmm.folder / "input", *defines)
-    trap = mode == "trap"
-    console = expectation.trap_console if trap and expectation.trap_console else expectation.console
-    wanted = expectation.trap_status if trap and expectation.trap_status else expectation.status
-    assert vmm.out == console
+    _, wanted = expectation.wanted(mode)
+    expectation.check(mode, vmm.out)
     assert code == (status.OF_KIND[expectation.kind] if wanted is None else wanted)
 
 
@@ -78,7 +78,7 @@ def test_run_prints_and_ends_as_the_guest_says(vmm: Cli, expectation: Expectatio
         (SPIN, ["--max-instructions", "1_000"], 10, r"the budget of 1000 instructions is spent; status 10"),
         (SPIN, ["--timeout", "0.1"], 12, r"timeout; status 12"),
         (SPIN, ["--timeout", "0.1", "--clock", "host"], 12, r"timeout; status 12"),
-        (PAGING, ["--mode", "trap"], 6, r"error: .*paging.*; status 6"),
+        (V86, [], 6, r"error: .*virtual-8086.*; status 6"),
         (FLOOD, ["--max-instructions", "2000"], 10, r"the budget of 2000 .*; status 10; 2,000 instructions"),
     ],
 )
@@ -165,7 +165,7 @@ def test_the_report_has_everything(vmm: Cli) -> None:
     report = report_of(vmm, GUESTS / "popf.asm", "--mode", "trap")
     assert list(report) == [
         *("guest", "mode", "clock", "outcome", "instructions", "seconds", "start_seconds", "exits"),
-        *("console", "memory_sha256", "registers"),
+        *("hidden_faults", "translation", "console", "memory_sha256", "registers"),
     ]
     assert report["outcome"] == {"kind": "exit", "status": 3, "detail": "isa-debug-exit"}
     assert report["console"] == vmm.out
@@ -177,6 +177,21 @@ def test_the_report_has_everything(vmm: Cli) -> None:
     registers = report["registers"]
     assert isinstance(registers, dict) and registers["cs"] == 8
     assert isinstance(report["start_seconds"], float) and report["start_seconds"] > 0
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_the_report_says_what_virtualizing_cost(vmm: Cli, mode: str) -> None:
+    """Hidden faults by kind where there is a monitor, and the translator's work where there is one."""
+    report = report_of(vmm, GUESTS / "user.asm", "--mode", mode)
+    hidden, translation = report["hidden_faults"], report["translation"]
+    assert (hidden is None) == (mode == "native") and (translation is None) == (mode != "bt")
+    if mode != "native":
+        assert isinstance(hidden, dict) and hidden and all(count > 0 for count in hidden.values())
+    if mode == "bt":
+        assert isinstance(translation, dict)
+        keys = ["units", "instructions", "again", "links", "lookups", "dropped", "flushes"]
+        assert list(translation) == keys
+        assert 0 < translation["units"] <= translation["instructions"] and translation["links"] > 0
 
 
 def test_two_runs_report_the_same(vmm: Cli) -> None:
@@ -192,7 +207,7 @@ def test_two_runs_report_the_same(vmm: Cli) -> None:
         (SPIN, ("--timeout", "0.05"), "timeout", 12),
         (SPIN, ("--max-instructions", "9"), "budget", 10),
         (WILD, (), "triple-fault", 8),
-        (PAGING, ("--mode", "trap"), "error", 6),
+        (V86, (), "error", 6),
         (HALT, (), "halt", 0),
     ],
 )
@@ -216,12 +231,38 @@ def test_the_trace_tells_every_event(vmm: Cli) -> None:
     path = vmm.folder / "trace"
     assert vmm("run", GUESTS / "hello.asm", "--trace", path) == 1
     head, *events, end = [json.loads(line) for line in path.read_text().splitlines()]
-    assert head["guest"] == str(GUESTS / "hello.asm") and head["mode"] == "native"
+    assert head["guest"] == str(GUESTS / "hello.asm") and head["mode"] == "bt"
     data = bytes(event["value"] for event in events if event["kind"] == "out" and event["port"] == 0x3F8)
     assert b"Hello from the guest." in data
     moments = [event["at"] for event in events]
     assert moments == sorted(moments) and moments[-1] <= end["at"]
     assert (end["kind"], end["outcome"], end["status"]) == ("end", "exit", 1)
+
+
+# --dump-translations
+
+
+def test_translations_are_dumped_as_they_are_made(vmm: Cli) -> None:
+    """The page has its legend, a part for each unit that the report counts, and a summary; the run is as without."""
+    page = vmm.folder / "page"
+    words = (GUESTS / "user.asm", "--dump-translations", page)
+    translation = report_of(vmm, *words)["translation"]
+    assert isinstance(translation, dict)
+    assert vmm.out == next(e.console for e in EXPECTATIONS if e.guest == "user")
+    text = page.read_text()
+    assert text.startswith(f"Translations of {GUESTS / 'user.asm'}\n")
+    assert re.findall(r"^---- unit (\d+) -", text, re.M) == [
+        str(number + 1) for number in range(translation["units"])
+    ]
+    assert text.count("---- all in all -") == 1
+    assert f"{translation['instructions']:>9,}  guest instructions translated" in text
+
+
+def test_a_page_of_translations_that_cannot_be_written_is_told(vmm: Cli) -> None:
+    """A full disk under the page is one line and a status; the guest's console has been passed on."""
+    assert vmm("run", GUESTS / "hello.asm", "--dump-translations", "/dev/full") == OutputError.status
+    assert vmm.out == "Hello from the guest.\n"
+    assert vmm.err == "vmm: --dump-translations /dev/full: No space left on device\n"
 
 
 # Bad input
@@ -243,7 +284,7 @@ def test_the_trace_tells_every_event(vmm: Cli) -> None:
         (["run", "{guest}", "-m", "abc"], 2, "-m abc: not a size"),
         (["run", "{guest}", "-m", "-1"], 2, "-m -1: not a size"),
         (["run", "{guest}", "-m", "3000001"], 2, "-m 3000001: not a multiple of 4096 bytes: try 2932K"),
-        (["run", "{guest}", "--mode", "bt"], 2, "mode 'bt' does not exist: choose native or trap"),
+        (["run", "{guest}", "--mode", "pv"], 2, "mode 'pv' does not exist: choose native or trap or bt"),
         (["run", "{guest}", "--clock", "moon"], 2, "clock 'moon' does not exist"),
         (["run", "{guest}", "--max-instructions", "0"], 2, "--max-instructions 0: not a number"),
         (["run", "{guest}", "--timeout", "nan"], 2, "--timeout nan: not a time"),
@@ -261,7 +302,19 @@ def test_the_trace_tells_every_event(vmm: Cli) -> None:
         (["run", "{guest}", "--report", "{guest}"], 2, "that is the guest"),
         (["run", "{guest}", "--trace", "{folder}/no/trace"], 74, "trace: cannot be written: No such file"),
         (["run", "{guest}", "--trace", "{folder}/x", "--report", "{folder}/x"], 2, "the file of --report"),
-        (["compare", "{guest}", "--modes", "native,bt"], 2, "mode 'bt' does not exist"),
+        (["run", "{guest}", "--dump-translations", "{guest}"], 2, "that is the guest"),
+        (["run", "{guest}", "--mode", "trap", "--dump-translations", "{folder}/x"], 2, "use --mode bt"),
+        (
+            ["run", "{guest}", "--dump-translations", "{folder}/no/x"],
+            74,
+            "x: cannot be written: No such file",
+        ),
+        (
+            ["run", "{guest}", "--dump-translations", "{folder}/x", "--trace", "{folder}/x"],
+            2,
+            "the file of --trace",
+        ),
+        (["compare", "{guest}", "--modes", "native,pv"], 2, "mode 'pv' does not exist"),
         (["compare", "{guest}", "--modes", ""], 2, "mode '' does not exist"),
         (["compare", "{folder}/absent.asm"], 4, "cannot be read"),
         (["compare", "{guest}", "--max-instructions", "many"], 2, "--max-instructions many: not a number"),

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tests.guest_expectations import EXPECTATIONS, Expectation
-from tests.test_guests import MEMORY, expected, image_of
+from tests.test_guests import MEMORY, check, image_of
 from vmm.image.image import Image, Segment
 from vmm.vm import MODES, VirtualMachine
 
@@ -25,8 +25,7 @@ def test_guests_run_free_as_they_do_counted(expectation: Expectation, mode: str)
         image_of(expectation), mode, memory=MEMORY, clock="host", console_input=expectation.input
     )
     result = machine.run()
-    found = result.console.decode(), result.outcome.kind, result.outcome.status
-    assert found == expected(expectation, mode)
+    check(expectation, result)
     assert not result.counted
 
 
