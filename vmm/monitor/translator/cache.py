@@ -51,6 +51,10 @@ class TranslationCache:
         self._translations = self.view[layout.TRANSLATIONS : layout.TRANSLATIONS + layout.TABLE_SIZE].cast(
             "I"
         )
+        self._landings = self.view[layout.LANDINGS : layout.LANDINGS + layout.TABLE_SIZE].cast("I")
+        self._landed: dict[int, int] = {}  # return addresses with a landing, by index
+        self._no_landing = 0
+        self.first = 0  # offset of the unit that `_no_landing` leads to
         self._tags[0] = _NO_TAG
         self.units: list[Unit] = []
         self._origins: list[int] = []
@@ -148,9 +152,7 @@ class TranslationCache:
 
     def look_up(self, context: Context, eip: int, offset: int, linear: int) -> None:
         """Let indirect jumps to guest `eip` find its translation; `linear` is that as an EIP."""
-        if context != self._table_context:
-            self.clear_table()
-            self._table_context = context
+        self.use_table(context)
         index = eip & 0xFFFF
         self._tags[index] = -eip & 0xFFFFFFFF
         self._translations[-eip & 0xFFFF] = linear
@@ -159,11 +161,34 @@ class TranslationCache:
 
     def use_table(self, context: Context) -> None:
         """The table belongs to one context at a time."""
-        if self._table_context is not None and context != self._table_context:
+        if context != self._table_context:
             self.clear_table()
             self._table_context = context
 
+    def land(self, context: Context, eip: int, linear: int) -> None:
+        """Let a RET to guest `eip` find its landing; `linear` is that as an EIP."""
+        self.use_table(context)
+        self._landings[eip & 0xFFFF] = linear
+        self._landed[eip & 0xFFFF] = eip
+
+    def _unland(self, eip: int, offset: int) -> None:
+        index = eip & 0xFFFF
+        if self._landed.get(index) == eip and self._landings[index] - self._no_landing == offset - self.first:
+            self._landings[index] = self._no_landing
+            del self._landed[index]
+
+    def set_no_landing(self, linear: int) -> None:
+        """Where a RET arrives that nobody has prepared for, as an EIP."""
+        if linear != self._no_landing:
+            self._no_landing = linear
+            self._landed.clear()
+            start = layout.LANDINGS
+            self.view[start : start + layout.TABLE_SIZE] = struct.pack("<I", linear) * (layout.TABLE_SIZE // 4)
+
     def clear_table(self) -> None:
+        for index in self._landed:
+            self._landings[index] = self._no_landing
+        self._landed.clear()
         for index in self._used:
             self._tags[index] = 0
         self._tags[0] = _NO_TAG
@@ -199,6 +224,9 @@ class TranslationCache:
             for source, link, stub in self._incoming.pop(start, ()):
                 if not source.dead:
                     self._point(link, stub)
+        for piece in unit.special.values():
+            if piece.landing is not None and piece.instruction is not None:
+                self._unland(piece.instruction.next, piece.landing)
         start = layout.CODE + unit.origin
         self.view[start : start + unit.size] = TRAP * unit.size
         self.forget(unit.origin, unit.size)

@@ -212,7 +212,7 @@ def _fate(piece: Piece | None) -> Fate:
     if piece is None:
         return Fate.IDENTICAL
     if piece.kind is Kind.SEQUENCE:
-        if piece.prediction is not None:
+        if piece.prediction is not None or piece.row is not None and piece.row.sequence == "RET":
             return Fate.LOOKED_UP
         return Fate.IN_CACHE if piece.link is None else Fate.CHAINED
     return Fate.CALL_OUT if piece.kind is Kind.CALL_OUT else Fate.UNDEFINED

@@ -23,6 +23,7 @@ RING_ONE = CONSTANTS + 0x600  # by the low byte of a selector: 1 where its RPL i
 
 TAGS = 0x40000  # by the low 16 bits of an EIP: minus the EIP that has a translation
 TRANSLATIONS = 0x80000  # by the same index: where that translation is
+LANDINGS = 0xC0000  # by the low 16 bits of a return address: where the check of that address is
 TABLE_SIZE = 0x40000
 
 CODE = 0x100000  # the translation cache

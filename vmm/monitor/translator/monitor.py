@@ -39,7 +39,7 @@ from vmm.monitor.translator.bound import BoundPages
 from vmm.monitor.translator.cache import TranslationCache
 from vmm.monitor.translator.emitter import TRAP, Context, Link, Prediction
 from vmm.monitor.translator.emulate import ROWS
-from vmm.monitor.translator.translate import LARGEST, Source, Surroundings, translate
+from vmm.monitor.translator.translate import LARGEST, Source, Surroundings, translate, translate_landing
 from vmm.monitor.translator.units import Kind as PieceKind
 from vmm.monitor.translator.units import Piece, Unit
 
@@ -74,6 +74,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._guarded = False  # the virtual IF may not be raised without an exit
         self._wanted: int | None = None  # guest EIP of an indirect jump that was not found
         self._following: tuple[Unit, Link, int] | None = None  # a link that has no target yet
+        self._returned: int | None = None  # guest EIP of a RET that found no landing
         self._predicting: tuple[Unit, Prediction] | None = None  # an indirect jump that may learn its target
         self._outdated: list[Unit] = []  # to be dropped as soon as the CPU is not in them
         self._returning: tuple[bool, int] | None = None  # virtual IF and IOPL before the CPU's own IRET
@@ -85,6 +86,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._storing: list[tuple[int, int]] = []  # where the instruction comes from that stores now
         self._fill_tables()
         self._show_pages()
+        self._place_no_landing()
 
     def start(self) -> None:
         super().start()
@@ -107,6 +109,13 @@ class TranslatingMonitor(DeprivilegedMonitor):
             view[layout.USER_FLAGS + byte] = not byte & EFlags.IF >> 8 or byte & odd != 0
             view[layout.USER_FLAGS_HIGH + byte] = byte & EFlags.VM >> 16 != 0
             view[layout.RING_ONE + byte] = byte & RPL == 1
+
+    def _place_no_landing(self) -> None:
+        """The first unit of the cache: a trap for a RET whose address has no landing."""
+        unit = Unit(self._context, 0, self.cache.cursor, transit=True, starts=[self.cache.cursor], eips=[0], sizes=[0])
+        unit.special[0] = Piece(PieceKind.LANDING, clobbered=[(unit.origin, emitter.ECX)])
+        self.cache.place(unit, TRAP)
+        self.cache.set_no_landing(self._address(unit.origin))
 
     # Where the CPU is
 
@@ -137,7 +146,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if where is None:
             return True
         unit, index, offset = where
-        return offset == unit.starts[index]
+        return offset == unit.starts[index] and not unit.transit
 
     def stepped(self, counted: bool) -> bool:
         where = self._position()
@@ -233,7 +242,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._left = False
         self._show()
         if ring != KERNEL_RING:
-            self._wanted = self._following = self._predicting = None
+            self._forget_way()
             flags = (EFlags.IF if v.interrupts else 0) | v.iopl << IOPL_SHIFT
             if w[_EFLAGS] & _REAL != flags:
                 s.set_system_flags(_REAL, flags)
@@ -253,7 +262,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
             offset = self._entry(s.eip)
         except PageFault as fault:
             machine.run_state.fault = fault
-            self._wanted = self._following = self._predicting = None
+            self._forget_way()
             if machine.engine.running:
                 machine.engine.stop()
             return False
@@ -291,7 +300,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         offset = entries.get(eip) if entries is not None else None
         if offset is None:
             offset = self._translate(context, eip)
-        if self._wanted is not None or self._following is not None:
+        if self._wanted is not None or self._following is not None or self._returned is not None:
             self._connect(context, eip, offset)
         return offset
 
@@ -307,7 +316,20 @@ class TranslatingMonitor(DeprivilegedMonitor):
             unit, link, stub_at = self._following
             if not unit.dead and link.target == eip and unit.context == context:
                 self.cache.link(unit, link, stub_at, offset)
-        self._wanted = self._following = self._predicting = None
+        if self._returned == eip and self.cache.has_room(LARGEST):
+            self._make_landing(context, eip, offset)
+        self._forget_way()
+
+    def _forget_way(self) -> None:
+        self._wanted = self._following = self._predicting = self._returned = None
+
+    def _make_landing(self, context: Context, eip: int, offset: int) -> None:
+        g = self.vcpu.gdtr
+        around = Surroundings(context, self.slot, self.user_code, (g.base, g.limit))
+        unit, code = translate_landing(around, eip, self.cache.cursor)
+        self.cache.place(unit, code)
+        self.cache.link(unit, unit.links[0], unit.starts[1], offset, executed=False)
+        self.cache.land(context, eip, self._address(unit.origin))
 
     def _current_context(self) -> Context:
         w, c = self.state.words, self._context
@@ -319,6 +341,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
                     f"16-bit kernel code at EIP {w[_EIP]:#x}: bt mode translates 32-bit code only"
                 )
             self._context = c = Context(selector, base, wide, iopl)
+            self.cache.set_no_landing(self._address(0))
             self.cache.use_table(c)
         return c
 
@@ -381,6 +404,9 @@ class TranslatingMonitor(DeprivilegedMonitor):
             unit.checked = [(a, bytes(memory.bytes[a : a + n])) for a, n in unit.sources if memory.is_ram(a)]
         self.cache.place(unit, code)
         self.cache.enter(unit)
+        for piece in unit.special.values():
+            if piece.landing is not None and piece.instruction is not None:
+                self.cache.land(context, piece.instruction.next, self._address(piece.landing))
         for observer in self.observers:
             observer(unit)
         for address, _size in unit.sources:
@@ -405,6 +431,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if self._moved:
             self._moved = False
             self._take_place()
+        self._place_no_landing()
 
     # Code that changes
 
@@ -564,6 +591,8 @@ class TranslatingMonitor(DeprivilegedMonitor):
 
     def _trapped(self, unit: Unit, index: int, offset: int, piece: Piece) -> str | None:
         """The monitor's own trap."""
+        if piece.kind is PieceKind.LANDING or piece.landing is not None and offset > piece.landing:
+            return self._return_missed()
         if piece.prediction is not None:
             return self._missed(unit, offset, piece.prediction)
         if piece.kind is PieceKind.STUB:
@@ -604,6 +633,17 @@ class TranslatingMonitor(DeprivilegedMonitor):
         s.eip = self._wanted = target
         self._predicting = None if prediction.made else (unit, prediction)
         return "look-up missed"
+
+    def _return_missed(self) -> str:
+        """A RET, which has popped its address already, finds no landing for it, or another's."""
+        s = self.state
+        self.vcpu.interrupts = self.cache.view[layout.FLAG] != 0
+        self.inside = False
+        self._take_back(emitter.ECX)
+        address = s.segment_base(at.SS) + s.esp - 4 & 0xFFFFFFFF
+        s.eip = self._returned = self.machine.linear.read(address, 4)
+        self._jumped()
+        return "return missed"
 
     def _call_out(self, unit: Unit, piece: Piece) -> str:
         """Emulate the guest's instruction at EIP."""
@@ -675,7 +715,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         slot = self.memory.slot
         slot.add_pages(layout.DATA, layout.FRAME + layout.DATA, 2, LOOK | STORE)
         slot.add_page(layout.RISE, layout.FRAME + layout.FLAG, LOOK | STORE)
-        tables = (layout.TRANSLATIONS + layout.TABLE_SIZE - layout.TAGS) // PAGE
+        tables = (layout.LANDINGS + layout.TABLE_SIZE - layout.TAGS) // PAGE
         slot.add_page(layout.CONSTANTS, layout.FRAME + layout.CONSTANTS, LOOK)
         slot.add_pages(layout.TAGS, layout.FRAME + layout.TAGS, tables, LOOK)
         slot.add_pages(layout.CODE, layout.FRAME + layout.CODE, layout.CODE_SIZE // PAGE, EXECUTE)

@@ -22,8 +22,8 @@ from vmm.monitor.translator.emitter import ECX, EDX, Emitter, source_operand, sp
 Sequence = Callable[[Emitter, Instruction], None]
 _OVERRIDE = {segment: bytes([prefix]) for prefix, segment in SEGMENT_PREFIX.items()}
 # What must be clear in an EFLAGS image for the CPU to load it as the kernel's: the rest is the monitor's to do.
-_ODD_BYTE = (EFlags.TF | EFlags.IOPL | EFlags.NT) >> 8
-_ODD = EFlags.TF | EFlags.IOPL | EFlags.NT | EFlags.RF | EFlags.VM
+_ODD_LOW = EFlags.TF | EFlags.IOPL | EFlags.NT
+_ODD = _ODD_LOW | EFlags.RF | EFlags.VM
 
 
 def _word(value: int) -> bytes:
@@ -53,24 +53,23 @@ def pushf(e: Emitter, _i: Instruction) -> None:
 
 
 def popf(e: Emitter, _i: Instruction) -> None:
-    e.emit("f6442401", bytes([_ODD_BYTE]))  # test byte [esp + 1], TF | IOPL | NT
+    e.save_ecx()
+    e.emit("8b0c24")  # mov ecx, [esp]
+    e.clobber(ECX)
+    e.emit("f7c1", _word(_ODD_LOW))  # test ecx, TF | IOPL | NT
     e.emit("7401")
     e.trap()
-    e.save_ecx()
-    _store_interrupt_flag(e, 0)
+    _store_interrupt_flag(e)
     e.restore_ecx()
     e.clobber(0)
     e.emit("9d")  # popfd
 
 
-def _store_interrupt_flag(e: Emitter, offset: int) -> None:
-    """The virtual IF from an image at ESP + `offset`: through RISE if it is set, else through FLAG. Uses ECX."""
-    e.emit("8b4c24", bytes([offset]))  # mov ecx, [esp + offset]
-    e.clobber(ECX if not offset else ECX | EDX)
+def _store_interrupt_flag(e: Emitter) -> None:
+    """The virtual IF from the image in ECX: through RISE if it is set, else through FLAG."""
     e.emit("81e1", _word(EFlags.IF))  # and ecx, IF
     e.emit("c1e103")  # shl ecx, 3                 RISE - FLAG, or 0
-    e.emit("0fba6424", bytes([offset]), b"\x09")  # bt dword [esp + offset], 9
-    e.emit("2e0f9281", e.cell(layout.FLAG))  # setc cs:[FLAG + ecx]
+    e.emit("2e0f9581", e.cell(layout.FLAG))  # setnz cs:[FLAG + ecx]
 
 
 def iret(e: Emitter, _i: Instruction) -> None:
@@ -114,7 +113,8 @@ def _iret_to_kernel(e: Emitter) -> None:
     e.emit("0fb7ca")  # movzx ecx, dx
     e.emit("2e8b0c8d", e.cell(layout.TRANSLATIONS))
     e.emit("2e890d", e.cell(layout.TARGET))
-    _store_interrupt_flag(e, 8)
+    e.emit("8b4c2408")  # mov ecx, [esp + 8]
+    _store_interrupt_flag(e)
     e.restore_edx()
     e.restore_ecx()
     e.emit("8d642408")  # lea esp, [esp + 8]
@@ -124,12 +124,32 @@ def _iret_to_kernel(e: Emitter) -> None:
 
 
 def ret(e: Emitter, i: Instruction) -> None:
+    """By the table of landings: each checks that the address just popped is its own (`check_landing`)."""
     e.save_ecx()
     e.emit("59")  # pop ecx
     e.clobber(ECX)
     if i.immediates and i.immediates[0]:
         e.emit("8da424", _word(i.immediates[0]))  # lea esp, [esp + imm]
-    e.look_up_ecx()
+        e.look_up_ecx()
+    else:
+        e.emit("0fb7c9")  # movzx ecx, cx
+        e.emit("2eff248d", e.cell(layout.LANDINGS))  # jmp cs:[LANDINGS + ecx * 4]
+
+
+def check_landing(e: Emitter, eip: int) -> None:
+    """Where a RET to guest `eip` arrives: the address is still below ESP, where nothing has been written."""
+    e.clobber(ECX)
+    e.emit("8b4c24fc")  # mov ecx, [esp - 4]
+    e.emit("8d89", _word(-eip))  # lea ecx, [ecx - eip]
+    e.trap_unless_ecx_is_zero()
+    e.restore_ecx()
+    e.clobber(0)
+
+
+def landing(e: Emitter, eip: int) -> None:
+    """A landing for an address behind which there is no call in the cache."""
+    check_landing(e, eip)
+    e.link("e9", eip)
 
 
 def call(e: Emitter, i: Instruction) -> None:

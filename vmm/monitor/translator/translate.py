@@ -16,7 +16,7 @@ from vmm.isa.decode import MAX_LENGTH, Instruction, decode
 from vmm.isa.disassemble import sizes
 from vmm.monitor.translator.emitter import ECX, Context, Emitter
 from vmm.monitor.translator.rows import PLAIN, ROWS, Row, is_plain, may_store
-from vmm.monitor.translator.sequences import SEQUENCES
+from vmm.monitor.translator.sequences import SEQUENCES, check_landing, landing
 from vmm.monitor.translator.units import Kind, Piece, Unit
 
 BATCH = 8  # instructions decoded at a time
@@ -55,6 +55,23 @@ class Surroundings:
 def translate(source: Source, around: Surroundings, origin: int) -> tuple[Unit, bytes]:
     """The unit for the code at `source`, to lie at `origin` in the cache. May raise `PageFault`."""
     return _Translation(source, around, origin).run()
+
+
+def translate_landing(around: Surroundings, eip: int, origin: int) -> tuple[Unit, bytes]:
+    """The unit through which a RET gets to guest `eip`; without a link yet."""
+    e = Emitter(around.context, around.slot, origin, 0, around.gdtr)
+    unit = Unit(around.context, eip, origin, transit=True)
+    landing(e, eip)
+    link = e.links[0]
+    link.glue = True
+    unit.starts, unit.eips, unit.sizes = [origin, e.here], [eip, eip], [0, 0]
+    unit.special[0] = Piece(Kind.LANDING, clobbered=e.clobbered)
+    unit.special[1] = Piece(Kind.STUB, link=link)
+    unit.links = e.links
+    at = link.site - origin
+    e.code[at : at + 4] = struct.pack("<i", e.here - (link.site + 4))
+    e.trap()
+    return unit, bytes(e.code)
 
 
 class _Translation:
@@ -182,9 +199,13 @@ class _Translation:
             piece = self._special(Piece(Kind.SEQUENCE, instruction, row))
             first_link = len(e.links)
             SEQUENCES[row.sequence](e, instruction)
-            piece.clobbered, piece.resume, piece.prediction = e.clobbered, e.resume, e.prediction
+            piece.resume, piece.prediction = e.resume, e.prediction
             if len(e.links) > first_link:
                 piece.link = e.links[-1]
+            if row.sequence in ("CALL", "CALL indirect"):
+                piece.landing = e.here
+                check_landing(e, instruction.next)
+            piece.clobbered = e.clobbered
             self.unit.uses_gdtr |= row.sequence == "SGDT"
             return row.ends, instruction.opcode == _STI
         self._call_out(instruction, row)

@@ -23,6 +23,7 @@ class Kind(Enum):
     CALL_OUT = auto()
     UNDEFINED = auto()  # no instruction: #UD
     STUB = auto()  # comes out of a link without a translation
+    LANDING = auto()  # where a RET arrives, or finds that nobody has prepared for it
     CHECK = auto()  # compares the source with what was translated
 
 
@@ -37,6 +38,7 @@ class Piece:
     resume: int | None = None  # where the guest's own instruction lies, for the CPU to execute
     link: Link | None = None
     prediction: Prediction | None = None
+    landing: int | None = None  # where a RET arrives that belongs to this CALL
 
     def lost(self, offset: int) -> int:
         """The registers that are in the scratch page when EIP is at this offset in the cache."""
@@ -70,6 +72,7 @@ class Unit:
     sources: list[tuple[int, int]] = field(default_factory=list)
     checked: list[tuple[int, bytes]] = field(default_factory=list)  # the same with the bytes, if it has a check
     pages: tuple[int, ...] = ()
+    transit: bool = False  # on the way of a RET: EIP in it is never a guest state
     uses_gdtr: bool = False
     dead: bool = False
 
