@@ -76,7 +76,7 @@ def test_the_second_ctrl_c_ends_the_process_at_once(guest: Path, tmp_path: Path)
     """A run that cannot hear the first Ctrl-C, because nobody reads its output, dies of the second."""
     guest.write_bytes(FLOOD)
     trace = tmp_path / "trace"
-    process = start("run", guest, "--trace", trace, stdout=subprocess.PIPE)
+    process = start("run", guest, "--mode", "native", "--trace", trace, stdout=subprocess.PIPE)
     wait_for(trace)
     time.sleep(1)  # the pipe fills up
     process.send_signal(signal.SIGINT)
