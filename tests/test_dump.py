@@ -175,7 +175,7 @@ def test_cells_have_names_whatever_the_base_of_cs() -> None:
         ("40 c3", True, "The page of this code changes"),
         ("669d c3", False, "The sequence for it does not hold"),
         ("cd80 c3", False, "copied: always an exit"),
-        ("0f01e0 c3", False, "copied: the CPU does not use this"),
+        ("0f01e0 c3", False, "copied: shows the guest's own value"),
         ("f4 c3", False, "copied: privileged"),
     ],
 )

@@ -13,7 +13,7 @@ GROUPS = {
     "emulated": ("emulated", "CPUID", "RDTSC", "SYSENTER", "instruction"),
     "call-outs": ("call-out",),
     "exceptions": ("exception", "INT", "external", "hlt"),  # interrupts too, and waiting for them
-    "translation": ("link", "look-up", "changed"),
+    "translation": ("link", "look-up", "return", "changed"),
     "hidden faults": ("hidden",),
 }
 _GROUP_OF = {word: name for name, words in GROUPS.items() for word in words}

@@ -57,6 +57,7 @@ _NOTES = [
     for pattern, note in (
         (r"trap$", "  exit"),
         (r"mov cs:\[SAVED_(E.X)\]", r"  \1 is kept"),
+        (r"mov ecx, (?:dword )?\[esp - 4\]", "  a RET lands here. Is it this address?"),
         (r"mov (e.x), cs:\[SAVED", "  and back"),
         (r"mov (?:byte )?cs:\[RISE\], 1", "  the virtual IF is on"),
         (r"mov (?:byte )?cs:\[FLAG\], 0", "  the virtual IF is off"),
@@ -80,7 +81,7 @@ _NOTES = [
 
 # Sensitive instructions that are copied all the same, by their rows in the classification.
 _AN_EXIT = "copied: always an exit, delivered through the guest's IDT"
-_CARRIES = "copied: the CPU does not use this register here, so it carries the guest's own value"
+_CARRIES = "copied: shows the guest's own value here"
 COPIED = {
     "SIDT": _CARRIES,
     "SLDT": _CARRIES,
@@ -122,6 +123,12 @@ def legend(guest: str) -> list[str]:
         "What becomes of an instruction:",
         "",
         *(f"  {fate:<10}  {text}" for fate, text in FATES.items()),
+        "",
+        *_paragraph(
+            "Some sensitive instructions are copied, too. What is privileged is an exit by itself. And SIDT, SLDT,"
+            " STR and SMSW read registers that the CPU has no use for while such a kernel runs: so they hold the guest's"
+            " values, not the monitor's."
+        ),
         "",
         "How a translation is written here:",
         "",
