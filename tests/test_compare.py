@@ -11,7 +11,15 @@ from tests.guest_expectations import EXPECTATIONS, GUESTS, Expectation
 from tests.test_cli import FLOOD, HALT, SPIN, V86, WILD, Cli
 from tests.test_cli import vmm as vmm
 from vmm.cli import exits, status
-from vmm.comparison import DEFAULT_LIMIT, FIRST_STEP, Comparer, Comparison, Divergence
+from vmm.comparison import (
+    DEFAULT_LIMIT,
+    FIRST_STEP,
+    SEEN_BY_PROCESSES,
+    Comparer,
+    Comparison,
+    Divergence,
+    ModeRun,
+)
 from vmm.image.load import load_image
 from vmm.monitor.translator.monitor import TranslatingMonitor
 from vmm.monitor.trap.monitor import TrapMonitor
@@ -165,6 +173,68 @@ def test_a_critical_instruction_is_no_excuse_for_the_translator(
     path = vmm.guest(bytes.fromhex("bc00002000 6a02 9d") + HALT)
     assert vmm("compare", path, "--modes", "bt") == status.UNEXPLAINED
     assert "> popfd" in vmm.out and "not explained by the classification" in vmm.out
+
+
+# A process that executes a few instructions, and then spins.
+PROCESS = """\
+bits 32
+org 0x100000
+start:  mov esp, 0x200000
+        lgdt [pointer]
+        mov eax, 0x23
+        mov ds, ax
+        mov es, ax
+        push dword 0x23
+        push dword 0x1FF000
+        push dword 2
+        push dword 0x1B
+        push dword process
+        iret
+process:
+        mov ecx, {selector:#x}
+        {code}
+        jmp $
+table:  dq 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFFB000000FFFF, 0x00CFF3000000FFFF, 0x00CF9F000000FFFF
+pointer: dw 47
+        dd table
+stored: dq 0
+"""
+KERNEL_CODE, USER_CODE, USER_DATA, CONFORMING = 0x08, 0x1B, 0x23, 0x28
+
+
+def seen_by_a_process(folder: Path, code: str, selector: int) -> ModeRun:
+    """The run under bt."""
+    path = folder / "guest.asm"
+    path.write_text(PROCESS.format(code=code, selector=selector))
+    return compare(path, 1000, "bt").runs[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "selector", "should"),
+    [
+        ("sgdt [stored]", 0, "should hold"),
+        ("lar eax, ecx", CONFORMING, "EAX should have become 0xc09f00; it became 0xc0bf00"),
+    ],
+)
+def test_what_theorem_3_lets_a_process_see(tmp_path: Path, code: str, selector: int, should: str) -> None:
+    """A process that looks at GDTR, or at a shadow descriptor's DPL, sees the monitor: and that is explained."""
+    found = seen_by_a_process(tmp_path, code, selector).divergence
+    assert found is not None and found.explained
+    assert found.row is not None and found.row.name in SEEN_BY_PROCESSES
+    assert should in found.should
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("sidt [stored]", "sldt eax", "str eax", "smsw eax", "pushf", "mov eax, cs", "mov eax, ss"),
+        *("lsl eax, ecx", "verr cx", "verw cx", "lar eax, ecx"),
+    ],
+)
+def test_what_a_process_does_not_see(tmp_path: Path, code: str) -> None:
+    """Its own and the kernel's other segments, and all other registers, look to a process as on the bare machine."""
+    for selector in (KERNEL_CODE, USER_CODE, USER_DATA):
+        assert seen_by_a_process(tmp_path, code, selector).divergence is None
 
 
 def test_a_run_that_ends_in_a_fault_is_compared_to_its_end(tmp_path: Path) -> None:

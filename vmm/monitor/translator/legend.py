@@ -126,8 +126,8 @@ def legend(guest: str) -> list[str]:
         "",
         *_paragraph(
             "Some sensitive instructions are copied, too. What is privileged is an exit by itself. And SIDT, SLDT,"
-            " STR and SMSW read registers that the CPU has no use for while such a kernel runs: so they hold the guest's"
-            " values, not the monitor's."
+            " STR and SMSW read registers that the CPU has no use for while such a kernel runs: so they hold the"
+            " guest's values, not the monitor's."
         ),
         "",
         "How a translation is written here:",
