@@ -57,7 +57,11 @@ service:
         je set0
         cmp ecx, 3
         jb set4
+        ja touch
         mov cr3, ebx
+        iretd
+touch:  and dword [ss:eax], 0xFFFFFFFF
+touched:
         iretd
 edit:   mov [ss:eax], ebx
         mov eax, cr3
@@ -114,6 +118,9 @@ class Touch:
 
     def code(self, start: int) -> bytes:
         where = struct.pack("<I", self.address)
+        if self.kind == "kernel":  # an access by the kernel, whoever runs: the service goes on after a fault
+            there = kernel().symbols["touched"]
+            return b"\x36\xc7\x05" + struct.pack("<II", RESUME, there) + _call(4, 0, self.address)
         access = {
             "read": b"\xa1" + where,  # mov eax, [where]
             "write": b"\xc7\x05" + where + b"\xc3\xc3\xc3\xc3",
@@ -209,6 +216,7 @@ def guests(hostile: bool, length: int = 25) -> st.SearchStrategy[Guest]:
     controls = st.sampled_from(
         (
             Control(3, DIRECTORIES[0]),
+            Control(3, DIRECTORIES[0]),
             Control(3, DIRECTORIES[1]),
             Control(1, 0x80000011),
             Control(1, 0x80000011 | CR0.WP),
@@ -218,7 +226,7 @@ def guests(hostile: bool, length: int = 25) -> st.SearchStrategy[Guest]:
             Control(2, int(CR4.PSE | CR4.PGE)),
         )
     )
-    kinds = ("read", "write", "add", "run") if hostile else ("read", "write", "add")
+    kinds: tuple[str, ...] = ("read", "write", "add", "kernel", "kernel", *(("run",) if hostile else ()))
     offsets = st.sampled_from((0, 4, 0xFFC, 0xFFE))
     touches = st.builds(
         lambda kind, region, page, offset: Touch(kind, region << 22 | page << 12 | offset),
@@ -227,12 +235,19 @@ def guests(hostile: bool, length: int = 25) -> st.SearchStrategy[Guest]:
         st.sampled_from(PAGE_NUMBERS),
         offsets,
     )
+    # The same few pages again and again, so that what was kept is used, and by either ring.
+    again = st.builds(
+        lambda kind, region, page: Touch(kind, region << 22 | page << 12),
+        st.sampled_from(kinds),
+        st.sampled_from(REGIONS[:2]),
+        st.sampled_from(PAGE_NUMBERS[:2]),
+    )
     ran = st.builds(
         lambda region, page: Touch("run", region << 22 | page << 12),
         st.sampled_from(REGIONS[:2]),
         st.sampled_from(PAGE_NUMBERS),
     )
-    actions = st.one_of(edits, touches, touches, ran, controls)
+    actions = st.one_of(edits, touches, again, again, ran, controls)
     return st.builds(
         Guest,
         st.lists(actions, min_size=3, max_size=length).map(tuple),
