@@ -67,6 +67,11 @@ def _timer(s: Salt) -> str:
     )
 
 
+def _delay(s: Salt) -> str:
+    """So many instructions that do nothing: what follows stands at another moment of the timer's period."""
+    return f"times {1 + s.below(128)} nop"
+
+
 # Page tables. An entry is changed and flushed with interrupts off.
 
 
@@ -166,4 +171,4 @@ PAGING: dict[str, Atom] = {
     "alias code": _alias_code, "large": _large,
     "string in window": lambda s: string(s, window(s), window(s)),
 }  # fmt: skip
-TIMED: dict[str, Atom] = {"controller": _controller, "timer": _timer, **SLEEP}
+TIMED: dict[str, Atom] = {"delay": _delay, "controller": _controller, "timer": _timer, **SLEEP}

@@ -135,7 +135,7 @@ def _step_user(s: Salt) -> str:
         "popfd; nop",
         "in al, 0x80; nop",
     )
-    return f"mov edx, .x; mov ecx, esp; pushfd; or byte [esp + 1], 1; popfd; {over}; .x: nop"
+    return f"mov edx, .x; mov ecx, USER_STACK - 0x800; pushfd; or byte [esp + 1], 1; popfd; {over}; .x: nop"
 
 
 def _sleep(s: Salt) -> str:

@@ -125,7 +125,8 @@ def _fault(s: Salt) -> str:
     )
 
 
-# Far transfers and rings.
+# Far transfers and rings. In ring 3 the stack is always one that it may use: this CPU makes the stack accesses of
+# far transfers there with the supervisor's rights, as QEMU does.
 
 
 def _far(s: Salt) -> str:
@@ -166,7 +167,7 @@ def _to_user(s: Salt) -> str:
     segments = (
         "mov eax, USER_DATA; mov ds, eax; mov es, eax; mov fs, eax; mov gs, eax; " if s.below(4) else ""
     )
-    stack = number((at.USER_STACK - 0x400, at.USER_STACK - 0x400, at.WINDOW + 0x1004)[s.below(3)])
+    stack = number((at.USER_STACK - 0x400, at.USER_STACK - 0x402, at.DATA_END - 0x100)[s.below(3)])
     cs, ss = (at.USER_CODE, at.USER_DATA) if s.below(6) else (_FAR[s.below(len(_FAR))], selector(s))
     return kernel_only(
         f"{segments}push {ss}; push {stack}; push {flags}; push {cs}; push .x; iretd; .x: mov ebp, esp; cld"
@@ -180,9 +181,9 @@ def _to_kernel(s: Salt) -> str:
 def _sysenter(s: Salt) -> str:
     return pick(
         s,
-        "mov edx, .x; mov ecx, esp; sysenter; .x: nop",
-        "mov edx, .x; mov ecx, esp; sysenter; .x: pushfd; pop eax",
-        "mov edx, .x; mov ecx, esp; sysexit; .x: mov ebp, esp",
+        "mov edx, .x; mov ecx, USER_STACK - 0x800; sysenter; .x: nop",
+        "mov edx, .x; mov ecx, USER_STACK - 0x800; sysenter; .x: pushfd; pop eax",
+        "mov edx, .x; mov ecx, USER_STACK - 0x800; sysexit; .x: mov ebp, esp",
         "sysexit" if s.below(3) == 0 else "nop",
     )
 

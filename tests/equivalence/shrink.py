@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from tests.equivalence.guest import Chunk, Guest, Handler
-from tests.program_atoms import Step
+from tests.equivalence.guest import ATOMS, Chunk, Guest, Handler
+from tests.program_atoms import Salt, Step
 
 Fails = Callable[[Guest], bool]
 T = TypeVar("T")
@@ -50,6 +50,8 @@ def _smaller(guest: Guest) -> Iterator[Guest]:
     if guest.pages is not None:
         yield replace(guest, pages=None)
         yield from (replace(guest, pages=pages) for pages in _numbers(guest.pages))
+    if guest.period:
+        yield from _waiting(guest)
     for i, chunk in enumerate(guest.chunks):
         for smaller in _smaller_chunk(chunk):
             yield replace(guest, chunks=_with(guest.chunks, i, smaller))
@@ -61,6 +63,17 @@ def _smaller(guest: Guest) -> Iterator[Guest]:
             yield replace(guest, timer=less)
     if guest.origin:
         yield replace(guest, origin=0)
+
+
+def _waiting(guest: Guest) -> Iterator[Guest]:
+    """With nothing done for as long as an atom takes, so that the timer comes at the same moment after it."""
+    for i, chunk in enumerate(guest.chunks):
+        for j, step in enumerate(chunk.steps):
+            if step.atom != "delay":
+                wait = Step("delay", ATOMS[step.atom](Salt(step.salt)).count(";"))
+                yield replace(
+                    guest, chunks=_with(guest.chunks, i, replace(chunk, steps=_with(chunk.steps, j, wait)))
+                )
 
 
 def _smaller_chunk(chunk: Chunk) -> Iterator[Chunk]:
