@@ -23,7 +23,8 @@ from vmm.machine.boot import boot
 from vmm.machine.clock import HostClock
 from vmm.machine.cpu import stub, walker
 from vmm.machine.machine import Machine
-from vmm.monitor.memory.shadow import Policy, ShadowMemory, Statistics
+from vmm.monitor.memory.shadow import Policy, ShadowMemory
+from vmm.monitor.memory.statistics import Statistics
 from vmm.monitor.trap.monitor import TrapMonitor
 
 MEMORY = 16 << 20
@@ -154,7 +155,9 @@ def main() -> None:
         rounds = 300 if who == "Python" else 3000
         few, many = (min(refill(who, pages, rounds) for _ in range(5)) for pages in (8, 64))
         page = (many - few) / rounds / 56
-        print(f"  {who:18} {few / rounds * 1e6:7.2f} us with 8 pages, {page * 1e9:5.0f} ns for each further page")
+        print(
+            f"  {who:18} {few / rounds * 1e6:7.2f} us with 8 pages, {page * 1e9:5.0f} ns for each further page"
+        )
     print("A process switch (MOV CR3) and stores to the process's pages: microseconds a switch")
     for processes, pages in ((2, 8), (2, 64), (16, 8), (16, 64)):
         for edits in (False, True):
