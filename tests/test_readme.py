@@ -20,7 +20,7 @@ STATUSES = {"run": {0, 1, 3}, "compare": {0}, "classify": {0}, "build": {0}}
 def run(command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "vmm"]
-    words = [str(folder / w) if folder and w.endswith(".elf") else w for w in words[1:]]
+    words = [str(folder / w) if folder and w.endswith((".elf", ".txt")) else w for w in words[1:]]
     environment = {"PATH": "/usr/bin:/bin", "COLUMNS": "100", "NO_COLOR": "1"}
     return subprocess.run(
         [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment
@@ -50,6 +50,43 @@ def test_the_comparison_shown_is_a_real_one() -> None:
         return [line.rstrip() for line in text if line.strip() and not line.startswith("seconds")]
 
     assert timeless(lines) == timeless(printed)
+
+
+def block(command: str) -> list[str]:
+    """What the README shows below a command."""
+    _, _, after = README.partition(f"    $ {command}\n")
+    assert after, f"the README does not show {command}"
+    shown, _, _ = (
+        after.partition("\n\nPUSHF, CLI") if "popf" in command else after.partition("\n\nWhat a guest")
+    )
+    return [line[4:] for line in shown.splitlines()]
+
+
+def test_the_run_shown_is_a_real_one() -> None:
+    """The run pasted into the README has the console, the exits and the end that the command has today."""
+    done = run("python -m vmm run guests/popf.asm")
+    shown = block("python -m vmm run guests/popf.asm")
+    lines = done.stdout.splitlines()
+    assert shown[: len(lines)] == lines
+
+    def timeless(text: list[str]) -> list[str]:
+        counts = [re.sub(r" +\S+ (?:ns|us|ms|s) +\S+ (?:ns|us|ms|s)$", "", line).split() for line in text]
+        return [" ".join(words) for words in counts[:-2]] + [text[-1].rpartition(" in ")[0]]
+
+    # Exits that were as frequent stand in the order in which they first came, which is the same in each run.
+    assert timeless(shown[len(lines) :]) == timeless(done.stderr.splitlines())
+
+
+def test_the_translations_shown_are_real_ones(tmp_path: Path) -> None:
+    """Each stretch of the page pasted into the README stands like that in the page of today."""
+    command = "python -m vmm run guests/pushf.asm --dump-translations pushf.txt"
+    run(command, tmp_path)
+    page = (tmp_path / "pushf.txt").read_text()
+    stretches = "\n".join(block(command)).split("\n...\n")
+    assert len(stretches) == 3
+    for stretch in stretches:
+        for part in stretch.split("\n\n"):
+            assert f"{part.strip()}\n" in page
 
 
 def test_the_statuses_shown_are_the_real_ones() -> None:

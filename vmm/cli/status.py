@@ -31,7 +31,10 @@ STATUSES: tuple[tuple[int | str, str], ...] = (
     (UNEXPLAINED, "compare or classify found what the classification does not explain"),
     (VmmError.status, "internal error: a bug of vmm's"),
     (EngineError.status, "the CPU engine is not the one that vmm was written for"),
-    (OutputError.status, "standard output, the report or the trace cannot be written"),
+    (
+        OutputError.status,
+        "an output cannot be written: standard output, the report, the trace, the translations",
+    ),
     (Interrupted.status, "interrupted by Ctrl-C or SIGTERM"),
 )
 
