@@ -238,6 +238,7 @@ class Machine:
         state = self.run_state
         if state.fault is None and not self.control.settled():
             state.step = True
+            self._count_if_awake()
             self._grant(0, None)  # what is left of the instruction has been charged
             return
         if state.poke:
@@ -264,8 +265,7 @@ class Machine:
                 continue
             if not self.control.prepare():
                 continue
-            if state.free and self.control.can_wake():
-                self._count_from_here()
+            self._count_if_awake()
             self._grant(limit - self.retired(), deadline)
             return
         self.end(Outcome("budget", 0, f"the budget of {limit} instructions is spent"))
@@ -279,6 +279,10 @@ class Machine:
             else:
                 self.set_alarm(deadline)
         self.retirement.arm(instructions)
+
+    def _count_if_awake(self) -> None:
+        if self.run_state.free and self.control.can_wake():
+            self._count_from_here()
 
     def _count_from_here(self) -> None:
         """Interrupts are on, or may soon be: the CPU must be stopped for them."""

@@ -61,7 +61,7 @@ def find(
     """
     size = len(code) if size < 0 else min(size, len(code))
     patterns = _WIDER if wider else _IN_PROCESS if process else PATTERNS
-    if not patterns.search(code):
+    if not patterns.search(code[:size]):
         return ()
     found, at = [], 0
     while at < size:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 DATA = 0x30000  # scratch page: read and written by in-cache code
 SAVED_ECX, SAVED_EDX, TARGET = DATA, DATA + 4, DATA + 8
+OLD_FLAG = DATA + 12  # the virtual IF before an IRET to a process, which may fault
 
 FLAG = 0x31000  # the virtual IF, alone in its page: cleared here
 RISE = FLAG + 0x1000  # the same page again: set here, and refused while an interrupt waits for that

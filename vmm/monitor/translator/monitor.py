@@ -44,6 +44,7 @@ from vmm.monitor.translator.units import Kind as PieceKind
 from vmm.monitor.translator.units import Piece, Unit
 
 AHEAD = 8  # units translated before they are reached
+UNKNOWN = 0x10000  # no selector
 TURNS = 3  # a page of code that has been written to this often is one that changes
 _REAL = EFlags.IF | EFlags.IOPL
 _EIP, _EFLAGS, _HFLAGS = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4
@@ -65,7 +66,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self.observers: list[Callable[[Unit], None]] = []  # are shown each unit when it has been made
         self._left = True  # `vcpu` has the virtual IF, also where a process runs
         self.inside = False  # EIP is in the cache, if the CPL is the kernel's
-        self.user_code = 0  # the CS with which the guest's processes run, as far as is known
+        self.user_code = UNKNOWN  # the CS with which the guest's processes run, as far as is known
         self.bound = BoundPages(machine, self.vcpu)
         self.protected: set[int] = set()  # frames of translated code
         self.changing: set[int] = set()  # frames whose code is checked instead
@@ -270,7 +271,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
             s.set_system_flags(_REAL, EFlags.IF)
         self.cache.view[layout.FLAG] = v.interrupts
         self._guard()
-        if s.inhibited:
+        if s.inhibited or w[_EFLAGS] & EFlags.RF:
             offset = self._in_shadow(offset)
         self.inside = True
         s.eip = self._address(offset)
@@ -666,9 +667,10 @@ class TranslatingMonitor(DeprivilegedMonitor):
         size = instruction.operand_size
         if not self.cache.has_room(0) or unit.dead:
             raise GuestError(f"the code of a return at EIP {self.state.eip:#x} changed under the monitor")
+        popped = self._machinery.pop(3 if instruction.opcode == 0xCF else 2, size)
+        self._check_outer(popped[1] & 0xFFFF)
         self._returning = v.interrupts, v.iopl
         if instruction.opcode == 0xCF:
-            popped = self._machinery.pop(3, size)
             flags = popped[2]
             self._learn_user_code(unit, popped[1] & 0xFFFF)
             v.interrupts, v.iopl = bool(flags & EFlags.IF), flags >> IOPL_SHIFT & 3
@@ -679,6 +681,20 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self.cache.view[layout.FLAG] = v.interrupts
         self.inside = True
         self.state.eip = self._address(piece.resume)
+
+    def _check_outer(self, selector: int) -> None:
+        """What the CPU would not find out, because the guest's ring 0 is its ring 1 (SDM volume 2A, IRET)."""
+        rpl = selector & RPL
+        if rpl == 3:
+            return
+        d = self.processor.descriptor(selector)
+        if d is None or not d.is_code or (d.dpl > rpl if d.is_conforming else d.dpl != rpl):
+            raise Fault(Vector.GP, selector & ~RPL)
+        if not d.present:
+            raise Fault(Vector.NP, selector & ~RPL)
+        raise GuestError(
+            f"a return to ring {rpl} at EIP {self.state.eip:#x}: bt mode virtualizes rings 0 and 3; use --mode native"
+        )
 
     def _learn_user_code(self, unit: Unit, selector: int) -> None:
         """IRET to a process is translated anew once it is known what CS its processes run with."""
@@ -692,6 +708,8 @@ class TranslatingMonitor(DeprivilegedMonitor):
             self.vcpu.interrupts, self.vcpu.iopl = self._returning
             self.cache.view[layout.FLAG] = self.vcpu.interrupts
             self._returning = None
+        else:
+            self.cache.view[layout.FLAG] = self.cache.view[layout.OLD_FLAG] != 0
 
     def fault(self, fault: Fault | PageFault) -> None:
         self._leave()

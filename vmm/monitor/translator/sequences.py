@@ -87,6 +87,8 @@ def iret(e: Emitter, _i: Instruction) -> None:
         e.emit("0fb64c24", bytes([offset]))  # movzx ecx, byte [esp + offset]
         e.emit("2e0fb689", e.cell(table))  # movzx ecx, byte cs:[table + ecx]
         e.trap_unless_ecx_is_zero()
+    e.emit("2e8a0d", e.cell(layout.FLAG))  # mov cl, cs:[FLAG]
+    e.emit("2e880d", e.cell(layout.OLD_FLAG))
     e.emit("2ec605", e.cell(layout.RISE), b"\x01")
     e.restore_ecx()
     e.clobber(0)
