@@ -136,6 +136,13 @@ def initial(image: Image, page: int) -> bytes:
     return bytes(data)
 
 
+# A monitor has no virtual-8086 mode and says so; a guest whose stack has become noise may ask for it by IRET.
+REFUSED = "virtual-8086 mode"
+
+
 def compare(image: Image, mode: str, reference: str = "native", budget: int = BUDGET) -> list[str]:
-    """In what a mode differs from the reference on this guest."""
-    return differences(image, observe(image, reference, budget), observe(image, mode, budget))
+    """In what a mode differs from the reference on this guest; nothing where the mode refuses what it may."""
+    mine, theirs = observe(image, reference, budget), observe(image, mode, budget)
+    if theirs.outcome[0] == "error" and REFUSED in theirs.detail:
+        return []
+    return differences(image, mine, theirs)
