@@ -57,7 +57,7 @@ def block(command: str) -> list[str]:
     _, _, after = README.partition(f"    $ {command}\n")
     assert after, f"the README does not show {command}"
     shown, _, _ = (
-        after.partition("\n\nPUSHF, CLI") if "popf" in command else after.partition("\n\nWhat a guest")
+        after.partition("\n\nPUSHF and") if "popf" in command else after.partition("\n\nWhat a guest")
     )
     return [line[4:] for line in shown.splitlines()]
 

@@ -37,6 +37,7 @@ CELLS = {
     "FLAG": "the virtual IF: one byte, and any value but 0 means on. The real IF stays on all the time",
     "RISE": "the same byte, seen at another address. Here it is set, which is refused, and so an exit, while an"
     " interrupt is waiting for just that. POPF and IRET name it as FLAG + ECX",
+    "OLD_FLAG": "what it was before an IRET to a process, which may fault",
     "SAVED_ECX": "ECX while a sequence needs the register; from here it is taken back if the sequence is interrupted",
     "SAVED_EDX": "the same for EDX",
     "TARGET": "where a look-up is about to jump",
@@ -63,6 +64,7 @@ _NOTES = [
         (r"mov (?:byte )?cs:\[FLAG\], 0", "  the virtual IF is off"),
         (r"set\w+ (?:byte )?cs:\[FLAG", "  IF of the image is the virtual IF now"),
         (r"shl ecx, 3$", "  RISE - FLAG, or 0"),
+        (r".*cs:\[OLD_FLAG", "  in case that the IRET faults"),
         (r".*cs:\[FLAG\]", "  the virtual IF"),
         (r".*cs:\[FLAGS_IMAGE", "  byte 1 of the flags, the guest's"),
         (r".*cs:\[USER_FLAGS_HIGH", "  not to virtual-8086 mode"),
