@@ -158,13 +158,14 @@ class Bare:
                 return False
         return True
 
-    def page_fault(self, address: int, access: int) -> None:
+    def page_fault(self, address: int, access: int) -> str | None:
         """The walk again, for the error code; CR2 is loaded before the fault is delivered."""
         user = self.state.cpl == 3
         try:
             self.machine.linear.translate(address, write=access == WRITE, user=user)
         except PageFault as fault:
             self.fault(fault)
+        return None
 
     # Ports
 

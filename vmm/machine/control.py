@@ -31,8 +31,8 @@ class Control(Protocol):
     def fault(self, fault: Fault | PageFault) -> None:
         """Raise at EIP what the machine or the monitor itself found."""
 
-    def page_fault(self, address: int, access: int) -> None:
-        """An access that `fill` refused; EIP is at the instruction."""
+    def page_fault(self, address: int, access: int) -> str | None:
+        """An access that `fill` refused; EIP is at the instruction. Returns as `exception` does."""
 
     def fill(self, address: int, access: int) -> tuple[int, int] | None:
         """See `engine.Handler.fill`."""

@@ -43,6 +43,7 @@ from vmm.machine.returns import asks_for_virtual_8086, clear_virtual_8086
 from vmm.machine.tlb import FrameTable
 
 _POLL = stub.POLL // 4
+SHADOWING = frozenset((0xFB, 0x17))  # STI and POP SS; MOV to SS is a group's
 FOREVER = 1 << 60  # more instructions than anyone waits for
 PATIENCE = 10_000  # timer deadlines that may pass in one HLT, masked or unserved, before it counts as the end
 
@@ -65,6 +66,7 @@ class Run:
     outcome: Outcome | None = None
     fault: Fault | PageFault | None = None  # to be raised at the instruction where the machine stands
     step: bool = False  # the next block is more than the deadline allows
+    borrowed: bool = False  # the interrupt shadow is the machine's own, for a step: the guest has none
     active: bool = False  # inside `run`
     free: bool = False  # no block is counted
     counted: bool = True  # every instruction until now was
@@ -213,12 +215,14 @@ class Machine:
                 self._before_entry(limit)
                 if state.outcome is not None:
                     return state.outcome
-                if state.step:
-                    self.state.inhibited = True
-                    state.step = False
+                shadowed_eip = self._borrow_shadow() if state.step else -1
+                state.step = False
                 stop = self.engine.run()
+                if stop is Stop.METER and self.state.eip == shadowed_eip:
+                    self.state.inhibited = True  # the engine casts no shadow from within one
                 started = time.perf_counter_ns()
                 reason = self._HANDLERS[stop](self)
+                state.borrowed = False
                 if reason:
                     self.exits.add(reason, time.perf_counter_ns() - started)
         except TripleFault as shutdown:
@@ -232,6 +236,17 @@ class Machine:
             if self._alarm is not None:
                 self._alarm.close()
                 self._alarm = None
+
+    def _borrow_shadow(self) -> int:
+        """Have one instruction executed; where EIP is after it, if it casts a shadow of its own, else -1."""
+        state = self.state
+        self.run_state.borrowed = not state.inhibited
+        state.inhibited = True
+        if not self.run_state.borrowed:
+            return -1
+        instruction = self.decode_here()
+        casts = instruction is not None and (instruction.opcode in SHADOWING or instruction.key == "8E/2")
+        return state.eip + instruction.size & 0xFFFFFFFF if instruction is not None and casts else -1
 
     def _before_entry(self, limit: int) -> None:
         """What hardware does between two instructions: faults of our own, time, interrupts."""
@@ -361,9 +376,10 @@ class Machine:
                 return ""
         else:
             self.retirement.settle()
+        if self.run_state.borrowed:
+            self.state.inhibited = False
         self.emit("page fault", f"{address:#x}", address=address)
-        self.control.page_fault(address, access)
-        return "exception #PF"
+        return self.control.page_fault(address, access) or "exception #PF"
 
     def _after_collapse(self) -> str:
         """Code that the engine cannot translate: find the instruction, one by one; #UD if it is not valid."""
@@ -423,6 +439,7 @@ class Machine:
         `stepping` is TF as it was before the instruction; `inhibit` starts an interrupt shadow.
         """
         self.state.inhibited = inhibit
+        self.run_state.borrowed = False
         if stepping:
             self._single_step()
 

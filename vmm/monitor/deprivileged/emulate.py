@@ -398,7 +398,8 @@ def emulate(m: Machinery, instruction: Instruction, row: Row) -> bool:
         return False
     if instruction.lock:
         raise Fault(Vector.UD)
-    shadowed = words[_HFLAGS] & at.HF_INHIBIT_IRQ
+    inhibited = words[_HFLAGS] & at.HF_INHIBIT_IRQ
+    shadowed = inhibited and not machine.run_state.borrowed
     stepping = 0 if row.hides_trap else words[_EFLAGS] & EFlags.TF
     eip = words[_EIP]
     try:
@@ -408,6 +409,6 @@ def emulate(m: Machinery, instruction: Instruction, row: Row) -> bool:
     if not moved:
         words[_EIP] = eip + len(instruction.bytes) & 0xFFFFFFFF
     machine.retire()
-    if stepping or row.shadows or shadowed:
+    if stepping or row.shadows or inhibited:
         machine.finish_emulated(bool(stepping), inhibit=row.shadows and not shadowed)
     return True

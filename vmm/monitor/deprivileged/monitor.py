@@ -234,18 +234,20 @@ class DeprivilegedMonitor:
         operand = self._machinery.operand_address(instruction)
         return address & ~0xFFF not in (operand & ~0xFFF, operand + 5 & 0xFFFFF000)
 
-    def page_fault(self, address: int, access: int) -> None:
+    def page_fault(self, address: int, access: int) -> str | None:
         """An access that `fill` refused: the guest's own fault, or a hidden one, and then it is done over."""
         try:
             if access == WRITE and self.shadow.contains(address) and self._is_implicit(address, access):
                 self.shadow.mark_accessed(address)
                 self.memory.statistics.count("accessed bit of a descriptor")
-                return
+                return "hidden fault: accessed bit"
             fault = self.memory.fault_of(address, access)
         except PageFault as error:
             fault = error
-        if fault is not None:
-            self.fault(fault)
+        if fault is None:
+            return "hidden fault: store noticed"
+        self.fault(fault)
+        return None
 
     # Ports and instructions
 

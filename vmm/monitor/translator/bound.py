@@ -8,12 +8,12 @@ table are as they were is not looked at any further.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vmm.isa.words import CR0, CR4, PTE
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
-from vmm.machine.paging import PageFault
 from vmm.machine.processor import PagingRegisters
 
 
@@ -27,10 +27,16 @@ class Region:
 
 
 class BoundPages:
-    """The linear pages of translated code. `registers` are the guest's."""
+    """The linear pages of translated code. `registers` are the guest's.
 
-    def __init__(self, machine: Machine, registers: PagingRegisters) -> None:
-        self._machine, self._registers = machine, registers
+    `accessed` gives the frame of a page that the guest's kernel may read and has accessed, else -1: where the
+    accessed bit is clear, the next fetch must set it, so the page counts as not bound.
+    """
+
+    def __init__(
+        self, machine: Machine, registers: PagingRegisters, accessed: Callable[[int], int]
+    ) -> None:
+        self._machine, self._registers, self._accessed = machine, registers, accessed
         self._regions: dict[int, Region] = {}
         self._mode = (0, 0)
 
@@ -81,14 +87,7 @@ class BoundPages:
         return entry & ~PTE.A, bytes(memory.bytes[start : start + PAGE])
 
     def _look(self, region: Region) -> list[int]:
-        linear, gone = self._machine.linear, []
-        for page, frame in region.pages.items():
-            try:
-                now = linear.translate(page << 12, write=False, user=False, mark=False).frame
-            except PageFault:
-                now = -1
-            if now != frame:
-                gone.append(page)
+        gone = [page for page, frame in region.pages.items() if self._accessed(page << 12) != frame]
         for page in gone:
             del region.pages[page]
         return gone

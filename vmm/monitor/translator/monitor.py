@@ -67,7 +67,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._left = True  # `vcpu` has the virtual IF, also where a process runs
         self.inside = False  # EIP is in the cache, if the CPL is the kernel's
         self.user_code = UNKNOWN  # the CS with which the guest's processes run, as far as is known
-        self.bound = BoundPages(machine, self.vcpu)
+        self.bound = BoundPages(machine, self.vcpu, self.memory.accessed_frame)
         self.protected: set[int] = set()  # frames of translated code
         self.changing: set[int] = set()  # frames whose code is checked instead
         self._turns: dict[int, int] = {}
@@ -746,25 +746,25 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._moved = True
         self.inside = False
 
-    def page_fault(self, address: int, access: int) -> None:
+    def page_fault(self, address: int, access: int) -> str | None:
         where = self._position()
-        if where is not None and where[0].special.get(where[1]) is not None:
-            piece = where[0].special[where[1]]
-            if where[2] == piece.resume:
+        if where is not None:
+            piece = where[0].special.get(where[1])
+            if piece is not None and where[2] == piece.resume:
                 self._undo_return()
         ring = self.state.cpl
-        piece_left = self._leave()
+        left = self._leave()
         if ring == KERNEL_RING and access == FETCH:
-            return  # outside the cache: to be translated
+            return "kernel code not translated"
         if ring == KERNEL_RING and address - self.slot & ~(PAGE - 1) == layout.RISE:
-            if where is not None and piece_left is not None and piece_left.instruction is not None:
-                self._call_out(where[0], piece_left)
-            else:
-                self._let_flag_rise(True)
-            return
+            if where is not None and left is not None and left.instruction is not None:
+                return self._call_out(where[0], left)
+            self._let_flag_rise(True)
+            return "hidden fault: virtual IF"
         self._storing = where[0].sources if where is not None else []
-        super().page_fault(address, access)
+        reason = super().page_fault(address, access)
         for frame in self._stale:
             self._drop_code(frame)
         self._stale.clear()
         self._storing = []
+        return reason
