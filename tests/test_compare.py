@@ -268,7 +268,7 @@ def test_exits_are_grouped_by_what_they_are_for(vmm: Cli) -> None:
             totals[mode] += int(line[start:end].strip().replace(",", "") or 0)
     assert [f"{total:,}" for total in totals] == sums
     assert names == [name for name in exits.GROUPS if name in names]
-    assert "translation" in names and "call-outs" in names
+    assert "translation" in names and "emulated" in names
 
 
 def test_a_mistake_of_a_monitor_is_called_a_bug(vmm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

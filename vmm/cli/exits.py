@@ -10,8 +10,7 @@ from vmm.events import ExitTable
 # By the first word of an exit's reason; what is in no group is "emulated".
 GROUPS = {
     "devices": ("IN", "OUT"),
-    "emulated": ("emulated", "CPUID", "RDTSC", "SYSENTER", "instruction"),
-    "call-outs": ("call-out",),
+    "emulated": ("emulated", "call-out", "CPUID", "RDTSC", "SYSENTER", "instruction"),
     "exceptions": ("exception", "INT", "external", "hlt"),  # interrupts too, and waiting for them
     "translation": ("link", "look-up", "return", "changed"),
     "hidden faults": ("hidden",),
