@@ -18,7 +18,7 @@ from vmm.errors import GuestError
 from vmm.isa.decode import MAX_LENGTH
 from vmm.isa.descriptors import RPL
 from vmm.isa.vectors import Vector
-from vmm.isa.words import IOPL_SHIFT, EFlags
+from vmm.isa.words import DR6, IOPL_SHIFT, EFlags
 from vmm.machine import delivery
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
@@ -47,7 +47,7 @@ AHEAD = 8  # units translated before they are reached
 UNKNOWN = 0x10000  # no selector
 TURNS = 3  # a page of code that has been written to this often is one that changes
 _REAL = EFlags.IF | EFlags.IOPL
-_EIP, _EFLAGS, _HFLAGS = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4
+_EIP, _EFLAGS, _HFLAGS, _DR6 = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4, at.DR6 // 4
 _CS = (at.SEGMENTS + at.CS * at.SEGMENT_STRIDE) // 4
 _CS_BASE, _CS_FLAGS = _CS + at.BASE // 4, _CS + at.FLAGS // 4
 _SS_FLAGS = (at.SEGMENTS + at.SS * at.SEGMENT_STRIDE + at.FLAGS) // 4
@@ -64,6 +64,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self.cache = TranslationCache(machine)
         self.slot = self.memory.slot.base
         self.observers: list[Callable[[Unit], None]] = []  # are shown each unit when it has been made
+        self._stepped_before = False  # DR6.BS as the guest has it
         self._left = True  # `vcpu` has the virtual IF, also where a process runs
         self.inside = False  # EIP is in the cache, if the CPL is the kernel's
         self.user_code = UNKNOWN  # the CS with which the guest's processes run, as far as is known
@@ -154,7 +155,11 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if where is None:
             return True
         unit, index, _ = where
-        return self.settled() and (counted or not unit.first or index != unit.first)
+        if self.settled() and (counted or not unit.first or index != unit.first):
+            return True
+        if not self._stepped_before:  # what the CPU noted in DR6 is not for the guest
+            self.state.set_word(at.DR6, self.state.word(at.DR6) & ~DR6.BS)
+        return False
 
     def where(self) -> int:
         where = self._position()
@@ -241,6 +246,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
             self._stale.clear()
         ring = w[_HFLAGS] & at.HF_CPL
         self._left = False
+        self._stepped_before = bool(w[_DR6] & DR6.BS)
         self._show()
         if ring != KERNEL_RING:
             self._forget_way()
