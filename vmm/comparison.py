@@ -169,7 +169,7 @@ class Comparer:
                 continue
             other, other_result = self._whole(mode)
             equal = result.console == other_result.console
-            end = max(result.instructions, other_result.instructions) + 1  # a fault that ends a run retires nothing
+            end = max(result.instructions, other_result.instructions) + 1  # an ending fault retires nothing
             divergence = None if same(reference, other) else self._search(mode, end)
             runs.append(ModeRun(other_result, equal, divergence))
         return Comparison(self._image.name, result, tuple(runs))
