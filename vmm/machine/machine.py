@@ -376,6 +376,8 @@ class Machine:
                 return ""
         else:
             self.retirement.settle()
+        if self.engine.shadowed_pass == (self.state.linear_eip, self.retirement.left()):
+            self.state.inhibited = True  # the pass has not been made, and may be done over
         if self.run_state.borrowed:
             self.state.inhibited = False
         self.emit("page fault", f"{address:#x}", address=address)
@@ -430,7 +432,7 @@ class Machine:
         except (Fault, PageFault) as fault:
             self.run_state.fault = fault
             return reason
-        self.finish_emulated(bool(stepping))
+        self.finish_emulated(bool(stepping) and self.control.settled())
         return reason
 
     def finish_emulated(self, stepping: bool, inhibit: bool = False) -> None:

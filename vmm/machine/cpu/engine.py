@@ -129,6 +129,7 @@ class Engine:
         self.foreign = range(
             0
         )  # linear addresses of code of which only the handler can say what it counts for
+        self.shadowed_pass = (-1, 0)  # a pass that had a shadow until now: linear address, and budget before it
         self._block_hook: ctypes.c_size_t | None = None
         self._sites: dict[int, ctypes.c_size_t] = {}
         self._new_sites: list[tuple[int, int, int]] = []
@@ -572,6 +573,7 @@ class Engine:
         restarted = instructions == 1 and self._restarted(address, size)
         if return_address and not restarted and not last_in_shadow:
             meter.patch(return_address, size, instructions)
+        before = meter.budget
         if not meter.charge(address & 0xFFFFFFFF, size, instructions):
             uclib.uc_emu_stop(self._engine)
         elif last_in_shadow or state.system_flags & stub.RESUMED:
@@ -579,6 +581,7 @@ class Engine:
             if last_in_shadow:
                 # The engine would keep the shadow for all passes; it ends with the first one.
                 state.inhibited = False
+                self.shadowed_pass = address & 0xFFFFFFFF, before
             state.store()
 
     def _restarted(self, address: int, size: int) -> bool:
