@@ -159,7 +159,8 @@ def mutate(mode: str, seed: str, most: int) -> int:
             print(f"{mutant.name}: found by guest {number}: {lines[0]}", flush=True)
         else:
             missed += 1
-            print(f"{mutant.name}: NOT FOUND by {most} guests", flush=True)
+            why = "NOT FOUND" if mutant.hits else "changes nothing, so it is not found"
+            print(f"{mutant.name}: {why} by {most} guests", flush=True)
     return missed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vmm.isa.decode import Instruction
@@ -35,6 +35,7 @@ class Mutant:
     what: str
     change: Change = _same
     relink: Relink = _same_link
+    hits: list[str] = field(default_factory=list, compare=False, repr=False)  # what has been changed so far
 
     @property
     def name(self) -> str:
@@ -72,13 +73,18 @@ class _Wrong:
         code = b"".join(bytes.fromhex(part) if isinstance(part, str) else part for part in parts)
         changed = self._mutant.change(code)
         assert len(changed) == len(code), f"{self._mutant.name}: the length of {code.hex()} must stay"
+        if changed != code:
+            self._mutant.hits.append(changed.hex())
         self._emitter.emit(changed)
 
     def trap(self) -> None:
         self.emit(b"\xf4")
 
     def link(self, opcode: str, target: int, certain: bool = False) -> None:
-        self._emitter.link(*self._mutant.relink(opcode, target), certain)
+        wrong = self._mutant.relink(opcode, target)
+        if wrong != (opcode, target):
+            self._mutant.hits.append(wrong[0])
+        self._emitter.link(*wrong, certain)
 
 
 def _begins(old: str, new: str) -> Change:
@@ -128,10 +134,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("STI", "clears IF", _ends(_STORE, "00")),
     Mutant("PUSHF", "shows the real IF", _begins("884c2401", "90909090")),
     Mutant("PUSHF", "looks at another byte of the image", _begins("0fb64c2401", "0fb64c2400")),
-    Mutant("POPF", "takes the opposite of IF", _begins("2e0f9281", "2e0f9381")),
-    Mutant("POPF", "takes TF for IF", _ends("0fba6424", "08")),
+    Mutant("POPF", "takes the opposite of IF", _begins("2e0f9581", "2e0f9481")),
     Mutant("POPF", "never asks the monitor", _begins("7401", "eb01")),
-    Mutant("IRET", "to the kernel takes the opposite of IF", _begins("2e0f9281", "2e0f9381")),
+    Mutant("IRET", "to the kernel takes the opposite of IF", _begins("2e0f9581", "2e0f9481")),
     Mutant("IRET", "to the kernel pops one slot less", _begins("8d642408", "8d642404")),
     Mutant("IRET", "to the kernel never asks the monitor", _begins("7401", "eb01")),
     Mutant("IRET", "to a process starts with IF clear", _ends(_STORE, "00")),
