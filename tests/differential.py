@@ -16,7 +16,9 @@ from vmm.image.build import elf_bytes
 from vmm.image.image import Image
 from vmm.image.load import from_assembly
 
-RECORD = 19  # words: index, vector, error, eip, cs, eflags, esp, ss (or 0), 8 registers, ds, es, and fs<<16 | gs
+RECORD = (
+    19  # words: index, vector, error, eip, cs, eflags, esp, ss (or 0), 8 registers, ds, es, and fs<<16 | gs
+)
 END = 0x40
 SNIPPET = 48  # bytes of room for each
 

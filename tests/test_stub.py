@@ -11,10 +11,14 @@ from vmm.image.image import Image, Segment
 from vmm.machine.cpu import stub
 from vmm.vm import VirtualMachine
 
-LOOP = b"\xb9" + struct.pack("<I", 5000) + bytes.fromhex("49 75fd faf4")  # mov ecx, 5000; dec ecx; jnz; cli; hlt
+LOOP = (
+    b"\xb9" + struct.pack("<I", 5000) + bytes.fromhex("49 75fd faf4")
+)  # mov ecx, 5000; dec ecx; jnz; cli; hlt
 
 
-@pytest.mark.skipif(not stub.supported(), reason="this host has no such code: every block is counted in Python")
+@pytest.mark.skipif(
+    not stub.supported(), reason="this host has no such code: every block is counted in Python"
+)
 def test_a_block_comes_to_python_once_or_twice() -> None:
     """In each of many engines, differently placed, the count of a block is found in its translation."""
     image = Image("loop", (Segment(0x100000, LOOP, len(LOOP)),), 0x100000)

@@ -122,7 +122,9 @@ class Descriptor:
             except ValueError:
                 return f"reserved type {self.type}"
             if "gate" in kind:
-                return f"{kind} {self.gate_selector:#x}:{self.gate_offset:#x} dpl={self.dpl} p={self.present:d}"
+                return (
+                    f"{kind} {self.gate_selector:#x}:{self.gate_offset:#x} dpl={self.dpl} p={self.present:d}"
+                )
         else:
             kind = "code" if self.is_code else "data"
         return f"{kind} base={self.base:#x} limit={self.limit:#x} dpl={self.dpl} p={self.present:d}"

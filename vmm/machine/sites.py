@@ -52,7 +52,12 @@ def is_site(instruction: Instruction | None, code: bytes, wider: bool = False) -
 
 
 def find(
-    code: bytes, address: int, wider: bool = False, wide_code: bool = True, process: bool = False, size: int = -1
+    code: bytes,
+    address: int,
+    wider: bool = False,
+    wide_code: bool = True,
+    process: bool = False,
+    size: int = -1,
 ) -> tuple[int, ...]:
     """Linear addresses of such instructions in a block of straight-line code, of 32 bits if `wide_code`.
 
@@ -72,9 +77,7 @@ def find(
         if instruction is None:
             # Not an instruction to the decoder, but perhaps to the engine: from here on, every place where one
             # could begin. A hook where none begins does nothing.
-            found += (
-                address + i & 0xFFFFFFFF for i in range(at, size) if patterns.search(code[i : i + 15])
-            )
+            found += (address + i & 0xFFFFFFFF for i in range(at, size) if patterns.search(code[i : i + 15]))
             break
         at += instruction.size
     return tuple(found)

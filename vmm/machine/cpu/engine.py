@@ -129,7 +129,10 @@ class Engine:
         self.foreign = range(
             0
         )  # linear addresses of code of which only the handler can say what it counts for
-        self.shadowed_pass = (-1, 0)  # a pass that had a shadow until now: linear address, and budget before it
+        self.shadowed_pass = (
+            -1,
+            0,
+        )  # a pass that had a shadow until now: linear address, and budget before it
         self._block_hook: ctypes.c_size_t | None = None
         self._sites: dict[int, ctypes.c_size_t] = {}
         self._new_sites: list[tuple[int, int, int]] = []

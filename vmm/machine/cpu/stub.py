@@ -38,7 +38,9 @@ BUDGET, POLL, STOPPED, ADDRESS, PACKED, REGISTERS = 0, 8, 12, 16, 24, 32
 METER_SIZE = 64
 STOP_NOW = 1 << 1
 RESUMED = int(EFlags.RF)
-KNOWN = 1 << 15  # with the count, in the constant of a translation: it has been here before; the count may be 0
+KNOWN = (
+    1 << 15
+)  # with the count, in the constant of a translation: it has been here before; the count may be 0
 PATCH_REACH = 32  # bytes before the call within which the translation loads the hook's arguments
 
 

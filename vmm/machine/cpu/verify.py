@@ -63,7 +63,9 @@ def _verify() -> None:
     at.verify(write, lambda: context_bytes(uc))
     uc = open_engine()
     uc.mem_map(0x1000, PAGE)
-    uc.mem_write(0x1000, bytes.fromhex("66b83812 8ed8 cd30"))  # mov ax, 0x1238; mov ds, ax: #GP(0x1238); int 0x30
+    uc.mem_write(
+        0x1000, bytes.fromhex("66b83812 8ed8 cd30")
+    )  # mov ax, 0x1238; mov ds, ax: #GP(0x1238); int 0x30
     saved: list[bytes] = []
 
     def on_interrupt(_uc: object, _vector: int, _data: object) -> None:

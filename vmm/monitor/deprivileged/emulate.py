@@ -309,7 +309,7 @@ def _iret(m: Machinery, i: Instruction) -> bool:
     selector &= 0xFFFF
     if flags & EFlags.VM and i.operand_size == 4:
         raise GuestError(
-            f"IRET to virtual-8086 mode at EIP {p.eip:#x}: trap mode has none; use --mode native"
+            f"IRET to virtual-8086 mode at EIP {p.eip:#x}: monitors have none; use --mode native"
         )
     if selector & RPL:
         raise _Reflect

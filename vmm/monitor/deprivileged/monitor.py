@@ -112,7 +112,7 @@ class DeprivilegedMonitor:
         """The engine's IRET enters virtual-8086 mode from any ring, without a trap; here is the first exit."""
         if self.state.system_flags & EFlags.VM:
             raise GuestError(
-                f"virtual-8086 mode at EIP {self.state.eip:#x}: trap mode has none; use --mode native"
+                f"virtual-8086 mode at EIP {self.state.eip:#x}: monitors have none; use --mode native"
             )
 
     def interrupt(self, vector: int) -> None:

@@ -33,9 +33,7 @@ class BoundPages:
     accessed bit is clear, the next fetch must set it, so the page counts as not bound.
     """
 
-    def __init__(
-        self, machine: Machine, registers: PagingRegisters, accessed: Callable[[int], int]
-    ) -> None:
+    def __init__(self, machine: Machine, registers: PagingRegisters, accessed: Callable[[int], int]) -> None:
         self._machine, self._registers, self._accessed = machine, registers, accessed
         self._regions: dict[int, Region] = {}
         self._mode = (0, 0)

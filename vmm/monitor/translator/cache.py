@@ -14,7 +14,7 @@ import ctypes
 import mmap
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
@@ -183,7 +183,9 @@ class TranslationCache:
             self._no_landing = linear
             self._landed.clear()
             start = layout.LANDINGS
-            self.view[start : start + layout.TABLE_SIZE] = struct.pack("<I", linear) * (layout.TABLE_SIZE // 4)
+            self.view[start : start + layout.TABLE_SIZE] = struct.pack("<I", linear) * (
+                layout.TABLE_SIZE // 4
+            )
 
     def clear_table(self) -> None:
         for index in self._landed:

@@ -251,10 +251,8 @@ def _near(m: Machinery, i: Instruction) -> bool:
         target = m.pop(1, size)[0]
         m.move_esp(size + distance)
     elif i.opcode == 0xFF:
-        if i.memory is not None:
-            target = m.processor.read(m.operand_address(i), size)
-        else:
-            target = state.get(i.rm) & mask
+        address = None if i.memory is None else m.operand_address(i)
+        target = state.get(i.rm) & mask if address is None else m.processor.read(address, size)
         if i.reg == 2:
             _push(m, following & mask, size)
     elif i.opcode == 0xE8:

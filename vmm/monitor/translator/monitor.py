@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vmm.errors import GuestError
-from vmm.isa.decode import MAX_LENGTH
 from vmm.isa.descriptors import RPL
 from vmm.isa.vectors import Vector
 from vmm.isa.words import DR6, IOPL_SHIFT, EFlags
@@ -28,30 +27,29 @@ from vmm.machine.delivery import Fault, Kind
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.machine.paging import PageFault
-from vmm.machine.tlb import MIXED
 from vmm.monitor.deprivileged.emulate import emulate
 from vmm.monitor.deprivileged.monitor import DeprivilegedMonitor
 from vmm.monitor.deprivileged.vcpu import KERNEL_RING
 from vmm.monitor.memory.shadow import ShadowMemory
 from vmm.monitor.memory.slot import EXECUTE, LOOK, NOTICE, STORE
 from vmm.monitor.translator import emitter, layout
-from vmm.monitor.translator.bound import BoundPages
 from vmm.monitor.translator.cache import TranslationCache
-from vmm.monitor.translator.emitter import TRAP, Context, Link, Prediction
+from vmm.monitor.translator.emitter import TRAP, Context, Prediction
 from vmm.monitor.translator.emulate import ROWS
+from vmm.monitor.translator.guest_code import GuestCode
 from vmm.monitor.translator.translate import LARGEST, Source, Surroundings, translate, translate_landing
 from vmm.monitor.translator.units import Kind as PieceKind
 from vmm.monitor.translator.units import Piece, Unit
+from vmm.monitor.translator.visible import Visible, fill_constants
+from vmm.monitor.translator.ways import Ways
 
 AHEAD = 8  # units translated before they are reached
 UNKNOWN = 0x10000  # no selector
-TURNS = 3  # a page of code that has been written to this often is one that changes
 _REAL = EFlags.IF | EFlags.IOPL
 _EIP, _EFLAGS, _HFLAGS, _DR6 = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4, at.DR6 // 4
 _CS = (at.SEGMENTS + at.CS * at.SEGMENT_STRIDE) // 4
 _CS_BASE, _CS_FLAGS = _CS + at.BASE // 4, _CS + at.FLAGS // 4
 _SS_FLAGS = (at.SEGMENTS + at.SS * at.SEGMENT_STRIDE + at.FLAGS) // 4
-_LDT = (at.SEGMENTS + at.LDT * at.SEGMENT_STRIDE) // 4
 _WIDE = 1 << 22
 _TRAP = TRAP[0]
 
@@ -68,25 +66,17 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._left = True  # `vcpu` has the virtual IF, also where a process runs
         self.inside = False  # EIP is in the cache, if the CPL is the kernel's
         self.user_code = UNKNOWN  # the CS with which the guest's processes run, as far as is known
-        self.bound = BoundPages(machine, self.vcpu, self.memory.accessed_frame)
-        self.protected: set[int] = set()  # frames of translated code
-        self.changing: set[int] = set()  # frames whose code is checked instead
-        self._turns: dict[int, int] = {}
-        self._stale: set[int] = set()  # frames of translated code that the host has written to
+        self.code = GuestCode(machine, self.memory, self.vcpu, self.cache)
         self._guarded = False  # the virtual IF may not be raised without an exit
-        self._wanted: int | None = None  # guest EIP of an indirect jump that was not found
-        self._following: tuple[Unit, Link, int] | None = None  # a link that has no target yet
-        self._returned: int | None = None  # guest EIP of a RET that found no landing
-        self._predicting: tuple[Unit, Prediction] | None = None  # an indirect jump that may learn its target
+        self._ways = Ways(self.cache)
         self._outdated: list[Unit] = []  # to be dropped as soon as the CPU is not in them
         self._returning: tuple[bool, int] | None = None  # virtual IF and IOPL before the CPU's own IRET
         self._shadow = (0, 0)  # EIP and time at which STI's shadow was last put up
         self._context = Context(0, 0, True, 0)
-        self._mirror: tuple[int, int, int, int] | None = None
         self._uncached = machine.linear.code
         self._moved = False
-        self._storing: list[tuple[int, int]] = []  # where the instruction comes from that stores now
-        self._fill_tables()
+        fill_constants(self.cache.view)
+        self._visible = Visible(self.state, self.vcpu, self.cache.view)
         self._show_pages()
         self._place_no_landing()
 
@@ -95,26 +85,18 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self.machine.retirement.foreign = self
         self._take_place()
         self.machine.linear.code = self._code  # type: ignore[method-assign]
-        self._show()
+        self._visible.show()
 
     def _take_place(self) -> None:
         self.slot = self.memory.slot.base
         base = self.slot + layout.CODE
         self.machine.engine.foreign = range(base, base + layout.CODE_SIZE)
 
-    def _fill_tables(self) -> None:
-        view = self.cache.view
-        for byte in range(256):
-            view[layout.FLAGS_IMAGE + byte] = byte & ~(EFlags.IF >> 8)
-            view[layout.FLAGS_IMAGE + 256 + byte] = byte
-            odd = (EFlags.IOPL | EFlags.NT) >> 8
-            view[layout.USER_FLAGS + byte] = not byte & EFlags.IF >> 8 or byte & odd != 0
-            view[layout.USER_FLAGS_HIGH + byte] = byte & EFlags.VM >> 16 != 0
-            view[layout.RING_ONE + byte] = byte & RPL == 1
-
     def _place_no_landing(self) -> None:
         """The first unit of the cache: a trap for a RET whose address has no landing."""
-        unit = Unit(self._context, 0, self.cache.cursor, transit=True, starts=[self.cache.cursor], eips=[0], sizes=[0])
+        unit = Unit(
+            self._context, 0, self.cache.cursor, transit=True, starts=[self.cache.cursor], eips=[0], sizes=[0]
+        )
         unit.special[0] = Piece(PieceKind.LANDING, clobbered=[(unit.origin, emitter.ECX)])
         self.cache.place(unit, TRAP)
         self.cache.set_no_landing(self._address(unit.origin))
@@ -227,7 +209,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
     # Entering it
 
     def prepare(self) -> bool:
-        if self._stale:
+        if self.code.stale:
             self._leave()
         if self.state.cpl != KERNEL_RING:
             return self._resume() if self._left else True
@@ -240,16 +222,14 @@ class TranslatingMonitor(DeprivilegedMonitor):
         """Make the CPU ready to go on; False where it cannot before the loop has looked."""
         s, v = self.state, self.vcpu
         w = s.words
-        if self._stale:
-            for frame in list(self._stale):
-                self._drop_code(frame)
-            self._stale.clear()
+        if self.code.stale:
+            self.code.settle()
         ring = w[_HFLAGS] & at.HF_CPL
         self._left = False
         self._stepped_before = bool(w[_DR6] & DR6.BS)
-        self._show()
+        self._visible.show()
         if ring != KERNEL_RING:
-            self._forget_way()
+            self._ways.forget()
             flags = (EFlags.IF if v.interrupts else 0) | v.iopl << IOPL_SHIFT
             if w[_EFLAGS] & _REAL != flags:
                 s.set_system_flags(_REAL, flags)
@@ -269,7 +249,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
             offset = self._entry(s.eip)
         except PageFault as fault:
             machine.run_state.fault = fault
-            self._forget_way()
+            self._ways.forget()
             if machine.engine.running:
                 machine.engine.stop()
             return False
@@ -284,7 +264,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         return True
 
     def _in_shadow(self, offset: int) -> int:
-        """Entering in an interrupt shadow, which ends with one instruction of the CPU's: where that is the guest's."""
+        """Entering in an interrupt shadow, which one instruction of the CPU's ends: where that is the guest's."""
         unit = self.cache.find(offset)
         if unit is not None and unit.first and offset == unit.origin and self._is_current(unit):
             offset = unit.starts[unit.first]
@@ -307,30 +287,13 @@ class TranslatingMonitor(DeprivilegedMonitor):
         offset = entries.get(eip) if entries is not None else None
         if offset is None:
             offset = self._translate(context, eip)
-        if self._wanted is not None or self._following is not None or self._returned is not None:
-            self._connect(context, eip, offset)
+        if self._ways.open:
+            self._ways.connect(context, eip, offset, self._address(offset), self._make_landing)
         return offset
 
-    def _connect(self, context: Context, eip: int, offset: int) -> None:
-        """The jump that led here finds the way by itself next time."""
-        if self._wanted == eip:
-            self.cache.look_up(context, eip, offset, self._address(offset))
-            if self._predicting is not None:
-                unit, prediction = self._predicting
-                if not unit.dead and unit.context == context:
-                    self.cache.predict(unit, prediction, eip, offset)
-        if self._following is not None:
-            unit, link, stub_at = self._following
-            if not unit.dead and link.target == eip and unit.context == context:
-                self.cache.link(unit, link, stub_at, offset)
-        if self._returned == eip and self.cache.has_room(LARGEST):
-            self._make_landing(context, eip, offset)
-        self._forget_way()
-
-    def _forget_way(self) -> None:
-        self._wanted = self._following = self._predicting = self._returned = None
-
     def _make_landing(self, context: Context, eip: int, offset: int) -> None:
+        if not self.cache.has_room(LARGEST):
+            return
         g = self.vcpu.gdtr
         around = Surroundings(context, self.slot, self.user_code, (g.base, g.limit))
         unit, code = translate_landing(around, eip, self.cache.cursor)
@@ -367,7 +330,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
                     target is None
                     and link.certain
                     and ahead < AHEAD
-                    and self._is_known(link.target + context.base)
+                    and self.code.is_known(link.target + context.base)
                 ):
                     if not self.cache.has_room(LARGEST):
                         continue
@@ -380,27 +343,22 @@ class TranslatingMonitor(DeprivilegedMonitor):
                     self.cache.link(unit, link, stub_at, target, executed=False)
         return first.origin
 
-    def _is_known(self, linear: int) -> bool:
-        """Whether code can be looked at there without anything that the guest could notice."""
-        page = linear >> 12 & 0xFFFFF
-        return page in self.bound and linear & PAGE - 1 <= PAGE - MAX_LENGTH
-
     def _translate_unit(self, context: Context, eip: int) -> Unit:
         machine = self.machine
         linear = eip + context.base & 0xFFFFFFFF
-        frame, data = self._bind(linear)
+        frame, data = self.code.read(linear)
         at_byte = linear & PAGE - 1
         source = Source(
             eip,
             frame + at_byte,
             data[at_byte:],
-            lambda: self._bind((linear | PAGE - 1) + 1 & 0xFFFFFFFF),
-            self._is_changing(frame),
+            lambda: self.code.read((linear | PAGE - 1) + 1 & 0xFFFFFFFF),
+            self.code.is_changing(frame),
         )
         g = self.vcpu.gdtr
         around = Surroundings(context, self.slot, self.user_code, (g.base, g.limit))
         unit, code = translate(source, around, self.cache.cursor)
-        if not source.changing and any(self._is_changing(a & ~(PAGE - 1)) for a, _ in unit.sources):
+        if not source.changing and any(self.code.is_changing(a) for a, _ in unit.sources):
             unit, code = translate(replace(source, changing=True), around, self.cache.cursor)
         pages = {linear >> 12}
         if len(unit.sources) > 1:
@@ -416,88 +374,16 @@ class TranslatingMonitor(DeprivilegedMonitor):
                 self.cache.land(context, piece.instruction.next, self._address(piece.landing))
         for observer in self.observers:
             observer(unit)
-        for address, _size in unit.sources:
-            self._protect(address & ~(PAGE - 1))
+        self.code.protect(unit.sources)
         return unit
-
-    def _bind(self, linear: int) -> tuple[int, bytes]:
-        """(physical address, bytes) of the page of code at a linear address; raises `PageFault`."""
-        machine = self.machine
-        frame = machine.linear.translate(linear, write=False, user=False).frame
-        self.bound.bind(linear >> 12 & 0xFFFFF, frame)
-        if not machine.memory.is_ram(frame):
-            return frame, b"\xff" * PAGE
-        return frame, machine.memory.bytes[frame : frame + PAGE].tobytes()
 
     def _flush(self) -> None:
         self.cache.flush()
-        for frame in self.protected:
-            self.memory.release(frame)
-        self.protected.clear()
-        self.bound.clear()
+        self.code.clear()
         if self._moved:
             self._moved = False
             self._take_place()
         self._place_no_landing()
-
-    # Code that changes
-
-    def _protect(self, frame: int) -> None:
-        if frame not in self.protected and not self._is_changing(frame):
-            self.protected.add(frame)
-            self.memory.protect(frame)
-
-    def _is_changing(self, frame: int) -> bool:
-        """Whether code on this frame is checked each time instead of being protected."""
-        return frame in self.changing or (
-            self.machine.memory.is_ram(frame) and self.machine.frames.kinds[frame >> 12] == MIXED
-        )
-
-    def _code_changed(self, frame: int) -> None:
-        """The bytes of a frame with translated code are about to change, or have."""
-        if self.inside or self.machine.engine.running:
-            self._stale.add(frame)
-            return
-        self._drop_code(frame)
-
-    def _drop_code(self, frame: int) -> None:
-        for unit in list(self.cache.units_of_frame(frame)):
-            if not unit.first:
-                self.cache.drop(unit)
-        self.protected.discard(frame)
-        self.memory.release(frame)
-        self._turns[frame] = turns = self._turns.get(frame, 0) + 1
-        own = any(address & ~(PAGE - 1) == frame for address, _ in self._storing)
-        if own or turns >= TURNS:
-            self.changing.add(frame)
-
-    def _remapped(self) -> None:
-        """The guest has flushed: translations of what is elsewhere now are dropped."""
-        for page in self.bound.moved():
-            for unit in list(self.cache.units_of_page(page)):
-                self.cache.drop(unit)
-
-    # What the guest can see of the processor
-
-    def _show(self) -> None:
-        """Registers that the CPU does not use here carry the guest's values; the rest is in the constants."""
-        s, v = self.state, self.vcpu
-        w = s.words
-        values = v.cr0, v.cr2, v.cr3, v.cr4
-        if values != self._mirror:
-            self._mirror = values
-            cells = self.cache.view[layout.CONTROL_REGISTERS : layout.CONTROL_REGISTERS + 20].cast("I")
-            cells[0], cells[2], cells[3], cells[4] = values
-        if s.cr0 != v.cr0:
-            s.cr0 = v.cr0
-        if w[_LDT] != v.ldtr.selector:
-            w[_LDT] = v.ldtr.selector
-        i = v.idtr
-        if s.table(at.IDT) != (i.base, i.limit):
-            s.set_table(at.IDT, i.base, i.limit)
-        task = (at.SEGMENTS + at.TR * at.SEGMENT_STRIDE) // 4
-        if w[task] != v.tr.selector:
-            w[task] = v.tr.selector
 
     # Interrupts
 
@@ -607,7 +493,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
             self._leave()
             self.state.eip = target
             assert piece.link is not None
-            self._following = unit, piece.link, offset
+            self._ways.following = unit, piece.link, offset
             if not piece.link.glue:
                 self._jumped()
             return "link followed"
@@ -633,12 +519,12 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._jumped()
         if offset == prediction.link.site + 4:
             s.eip = prediction.link.target
-            self._following = unit, prediction.link, offset
+            self._ways.following = unit, prediction.link, offset
             return "link followed"
         target = s.get(ECX) - s.get(EDX) & 0xFFFFFFFF
         self._take_back(emitter.ECX | emitter.EDX)
-        s.eip = self._wanted = target
-        self._predicting = None if prediction.made else (unit, prediction)
+        s.eip = self._ways.wanted = target
+        self._ways.predicting = None if prediction.made else (unit, prediction)
         return "look-up missed"
 
     def _return_missed(self) -> str:
@@ -648,7 +534,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self.inside = False
         self._take_back(emitter.ECX)
         address = s.segment_base(at.SS) + s.esp - 4 & 0xFFFFFFFF
-        s.eip = self._returned = self.machine.linear.read(address, 4)
+        s.eip = self._ways.returned = self.machine.linear.read(address, 4)
         self._jumped()
         return "return missed"
 
@@ -744,8 +630,6 @@ class TranslatingMonitor(DeprivilegedMonitor):
         slot.add_pages(layout.TAGS, layout.FRAME + layout.TAGS, tables, LOOK)
         slot.add_pages(layout.CODE, layout.FRAME + layout.CODE, layout.CODE_SIZE // PAGE, EXECUTE)
         slot.on_move.append(self._slot_moved)
-        self.memory.on_flush.append(self._remapped)
-        self.memory.on_code_write = self._code_changed
 
     def _slot_moved(self, base: int) -> None:
         """Translations name cells of the slot: they are made anew, as soon as the CPU has been left."""
@@ -767,10 +651,6 @@ class TranslatingMonitor(DeprivilegedMonitor):
                 return self._call_out(where[0], left)
             self._let_flag_rise(True)
             return "hidden fault: virtual IF"
-        self._storing = where[0].sources if where is not None else []
         reason = super().page_fault(address, access)
-        for frame in self._stale:
-            self._drop_code(frame)
-        self._stale.clear()
-        self._storing = []
+        self.code.settle(where[0].sources if where is not None else None)
         return reason

@@ -57,7 +57,7 @@ def _segment_operand(i: Instruction, c: Context) -> bool:
 _CONTROL = "control-sensitive, and does not trap"
 _MODE = "behaviour-sensitive: shows the ring"
 _BRANCH = "PC-relative: re-encoded, and linked to its target's translation"
-_INDIRECT = "an indirect target is a guest address: looked up"
+_INDIRECT = "an indirect target is a guest address"
 _SELECTOR = "behaviour-sensitive: looks into the descriptor tables, where ring 0 is ring 1"
 
 _BRANCH_ROW = Row("Jcc", _BRANCH, holds=_wide)

@@ -70,7 +70,9 @@ class Unit:
     links: list[Link] = field(default_factory=list)
     after_sti: set[int] = field(default_factory=set)  # pieces that are in the shadow of STI
     sources: list[tuple[int, int]] = field(default_factory=list)
-    checked: list[tuple[int, bytes]] = field(default_factory=list)  # the same with the bytes, if it has a check
+    checked: list[tuple[int, bytes]] = field(
+        default_factory=list
+    )  # the same with the bytes, if it has a check
     pages: tuple[int, ...] = ()
     transit: bool = False  # on the way of a RET: EIP in it is never a guest state
     uses_gdtr: bool = False
