@@ -139,7 +139,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("IRET", "to the kernel takes the opposite of IF", _begins("2e0f9581", "2e0f9481")),
     Mutant("IRET", "to the kernel pops one slot less", _begins("8d642408", "8d642404")),
     Mutant("IRET", "to the kernel never asks the monitor", _begins("7401", "eb01")),
-    Mutant("IRET", "to a process starts with IF clear", _ends(_STORE, "00")),
+    Mutant("IRET", "to a process never asks the monitor", _never),
     Mutant("RET", "drops no arguments", _ends("8da424", "00000000")),
     Mutant("CALL", "pushes an address that is one too large", _pushed),
     Mutant("CALL", "goes one byte too far", relink=_further(1)),
