@@ -50,6 +50,7 @@ _EIP, _EFLAGS, _HFLAGS, _DR6 = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4, at.D
 _CS = (at.SEGMENTS + at.CS * at.SEGMENT_STRIDE) // 4
 _CS_BASE, _CS_FLAGS = _CS + at.BASE // 4, _CS + at.FLAGS // 4
 _SS_FLAGS = (at.SEGMENTS + at.SS * at.SEGMENT_STRIDE + at.FLAGS) // 4
+_IRET = 0xCF
 _WIDE = 1 << 22
 _TRAP = TRAP[0]
 
@@ -546,6 +547,8 @@ class TranslatingMonitor(DeprivilegedMonitor):
         try:
             if not emulate(self._machinery, instruction, ROWS[instruction.key]):
                 self._let_cpu_return(unit, piece)
+            elif instruction.opcode == _IRET:
+                self._ways.wanted = self.state.eip  # its sequence looks there
         except (Fault, PageFault) as fault:
             self.fault(fault)
         return reason
@@ -559,10 +562,10 @@ class TranslatingMonitor(DeprivilegedMonitor):
         size = instruction.operand_size
         if not self.cache.has_room(0) or unit.dead:
             raise GuestError(f"the code of a return at EIP {self.state.eip:#x} changed under the monitor")
-        popped = self._machinery.pop(3 if instruction.opcode == 0xCF else 2, size)
+        popped = self._machinery.pop(3 if instruction.opcode == _IRET else 2, size)
         self._check_outer(popped[1] & 0xFFFF)
         self._returning = v.interrupts, v.iopl
-        if instruction.opcode == 0xCF:
+        if instruction.opcode == _IRET:
             flags = popped[2]
             self._learn_user_code(unit, popped[1] & 0xFFFF)
             v.interrupts, v.iopl = bool(flags & EFlags.IF), flags >> IOPL_SHIFT & 3
