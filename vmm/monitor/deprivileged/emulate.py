@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
-from vmm.isa.descriptors import RPL, Descriptor, SystemType
+from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
 from vmm.isa.vectors import Vector
 from vmm.isa.words import CR0, CR4, EFlags
 from vmm.machine import debug
@@ -300,11 +300,23 @@ _IRET_FLAGS = (
 )  # fmt: skip
 
 
+def _return_from_task(m: Machinery) -> None:
+    """IRET with NT set: back to the task that the TSS names, if it names one (SDM volume 2A, IRET)."""
+    p = m.processor
+    selector = p.read(p.task().base, 2)
+    d = None if selector & TABLE_INDICATOR else p.descriptor(selector)
+    if d is None or not d.is_system or d.type not in (SystemType.TSS16_BUSY, SystemType.TSS32_BUSY):
+        raise Fault(Vector.TS, selector & ~RPL)
+    raise GuestError(
+        f"IRET to another task at EIP {p.eip:#x}: monitors have no hardware task switching; use --mode native"
+    )
+
+
 def _iret(m: Machinery, i: Instruction) -> bool:
     """IRET to the kernel itself. One to an outer ring runs in the CPU, and is here only if it faulted."""
     p = m.processor
     if p.eflags & EFlags.NT:
-        raise GuestError(f"IRET with NT set at EIP {p.eip:#x}: hardware task switching needs --mode native")
+        _return_from_task(m)
     eip, selector, flags = m.pop(3, i.operand_size)
     selector &= 0xFFFF
     if flags & EFlags.VM and i.operand_size == 4:

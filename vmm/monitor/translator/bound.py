@@ -73,7 +73,7 @@ class BoundPages:
         return found
 
     def _tables(self, number: int) -> tuple[int, bytes]:
-        """The directory's entry of a region, without its accessed bit, and its table."""
+        """The directory's entry of a region, and its table."""
         memory, mask = self._machine.memory, self._machine.linear.a20_mask
         address = (self._registers.cr3 & 0xFFFFF000) + number * 4 & mask
         if not memory.is_ram(address):
@@ -81,8 +81,8 @@ class BoundPages:
         entry = memory.words[address >> 2]
         start = entry & 0xFFFFF000 & mask
         if not entry & PTE.P or entry & PTE.PS or not memory.is_ram(start):
-            return entry & ~PTE.A, b""
-        return entry & ~PTE.A, bytes(memory.bytes[start : start + PAGE])
+            return entry, b""
+        return entry, bytes(memory.bytes[start : start + PAGE])
 
     def _look(self, region: Region) -> list[int]:
         gone = [page for page, frame in region.pages.items() if self._accessed(page << 12) != frame]
