@@ -18,7 +18,7 @@ from tests.equivalence.atoms_memory import PAGING, PORTS, TIMED
 from tests.equivalence.atoms_plain import PLAIN, Atom
 from tests.equivalence.atoms_system import SENSITIVE, image
 from tests.equivalence.atoms_transfer import TRANSFER
-from tests.equivalence.encode import encode, number
+from tests.equivalence.encode import encode
 from tests.equivalence.kernel import descriptors, gate, skeleton
 from tests.program_atoms import Salt, Step
 from vmm.image.image import Image, Segment
@@ -330,4 +330,4 @@ def guests(draw: st.DrawFn) -> Guest:
     )
 
 
-__all__ = ["ATOMS", "MEMORY", "Chunk", "Guest", "Handler", "guests", "number", "random_guest"]
+__all__ = ["ATOMS", "MEMORY", "Chunk", "Guest", "Handler", "guests", "random_guest"]
