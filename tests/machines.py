@@ -153,10 +153,10 @@ class Lab:
     def run_to(self, label: str, limit: int = 10_000) -> None:
         """Step until EIP is at `label`; fails if the guest ends or `limit` instructions were not enough."""
         target = self.symbol(label)
-        while self.machine.state.eip != target:
+        while self.control.where() != target:
             outcome = self.machine.run(self.retired + 1)
             assert outcome.kind == "budget", outcome
-            assert self.retired < limit, f"EIP is {self.machine.state.eip:#x}, not {label}"
+            assert self.retired < limit, f"EIP is {self.control.where():#x}, not {label}"
 
     def symbol(self, name: str) -> int:
         return self.assembly.symbols[name]
@@ -176,7 +176,7 @@ class Lab:
     @property
     def vector(self) -> int | None:
         """The vector whose handler the processor is in, None if it is in none."""
-        offset = self.machine.state.eip - HANDLERS
+        offset = self.control.where() - HANDLERS
         return offset >> 4 if 0 <= offset < 0x1000 and not offset & 15 else None
 
     def read(self, address: int, size: int = 4) -> int:

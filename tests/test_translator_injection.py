@@ -20,8 +20,9 @@ from vmm.events import Event
 from vmm.isa.disassemble import sizes
 from vmm.machine.cpu import stub
 from vmm.monitor.translator import layout
+from vmm.monitor.translator.emitter import TRAP
 from vmm.monitor.translator.monitor import TranslatingMonitor
-from vmm.monitor.translator.units import Kind
+from vmm.monitor.translator.units import Kind, Unit
 
 # Each leaves ESP as it was; EBP holds it. DI is the sum of what was seen.
 SEQUENCES: dict[str, str] = {
@@ -135,7 +136,7 @@ def board(text: str, mode: str, **options: object) -> Lab:
     return lab(text, mode, idt=idt, **options)  # type: ignore[arg-type]
 
 
-ALL = tuple(SEQUENCES)
+ALL = tuple(name for name in SEQUENCES if name != "POPF of IOPL")  # which empties the table of look-ups each time
 MIXED = pytest.mark.parametrize("mixed", (False, True), ids=("own page", "page with data"))
 
 
@@ -202,8 +203,10 @@ def inject(made: Lab, choose: Callable[[], bool], seen: Callable[[], None]) -> N
         seen()
         enter(limit)
         if machine.run_state.outcome is None and choose():
-            machine.run_state.step = True
-            machine.engine.meter.poll = stub.STOP_NOW
+            instruction = machine.decode_here()  # a pass of REP on its own counts otherwise (`machine.clock`)
+            if instruction is None or not instruction.repeat:
+                machine.run_state.step = True
+                machine.engine.meter.poll = stub.STOP_NOW
 
     machine._before_entry = before_entry  # type: ignore[method-assign]
 
@@ -227,35 +230,40 @@ def stop_everywhere(made: Lab, native: Course, choose: Callable[[], bool]) -> se
     return offsets
 
 
-def inner(control: TranslatingMonitor) -> dict[int, str]:
-    """Offsets of the instructions of all in-cache sequences but their traps, and whose they are."""
-    found = {}
-    for unit in control.cache.units:
+Place = tuple[str, int]  # what of the guest's it stands for, and bytes from there
+
+
+def watch(control: TranslatingMonitor) -> dict[int, Place]:
+    """Will be all offsets of the cache's instructions that are within in-cache sequences, but their traps."""
+    places: dict[int, Place] = {}
+
+    def made(unit: Unit) -> None:
         ends = [*unit.starts[1:], unit.origin + unit.size]
         for index, piece in unit.special.items():
-            if unit.dead or piece.kind not in (Kind.SEQUENCE, Kind.CHECK):
+            if piece.kind is not Kind.SEQUENCE or piece.instruction is None:
                 continue
             start, end = unit.starts[index], ends[index]
-            view = control.cache.view[layout.CODE + start : layout.CODE + end].tobytes()
-            at = start
-            for size in sizes(view, 200):
-                if view[at - start] != 0xF4:
-                    found[at] = piece.instruction.mnemonic if piece.instruction else "check"
-                at += size
-    return found
+            code = control.cache.view[layout.CODE + start : layout.CODE + end].tobytes()
+            into = 0
+            for size in sizes(code, 200):
+                if code[into] != TRAP[0]:
+                    places[start + into] = piece.instruction.key, into
+                into += size
+
+    control.observers.append(made)
+    return places
 
 
 @MIXED
 def test_stopped_at_each_address_of_the_cache_it_goes_on_as_if_it_had_not(mixed: bool) -> None:
     """The CPU is stopped after each instruction of its own; what is called settled is a state of the guest's."""
     made = board(source(ALL, mixed), "bt")
-    offsets = stop_everywhere(made, course(mixed), lambda: True)
     assert isinstance(made.control, TranslatingMonitor)
-    sequences = inner(made.control)
-    stopped = {name for at, name in sequences.items() if at in offsets}
-    print(len(sequences), len(sequences.keys() & offsets), sorted({(n) for a, n in sequences.items() if a not in offsets}))
-    assert len(sequences.keys() & offsets) > len(sequences) // 2
-    assert stopped
+    places = watch(made.control)
+    offsets = stop_everywhere(made, course(mixed), lambda: True)
+    missed = set(places.values()) - {places[at] for at in offsets if at in places}
+    print(sorted(missed))
+    assert not missed
 
 
 @MIXED

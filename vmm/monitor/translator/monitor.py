@@ -238,6 +238,10 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if self.inside:
             return True
         machine = self.machine
+        if machine.run_state.fault is not None:  # a single-step trap: before anything is fetched
+            if machine.engine.running:
+                machine.engine.stop()
+            return False
         for unit in self._outdated:
             self.cache.drop(unit)
         self._outdated.clear()
