@@ -76,12 +76,9 @@ def _delay(s: Salt) -> str:
 
 
 def _entry(s: Salt) -> int:
-    """Data, code, a page table as data, or nothing; with rights and A and D bits of all kinds."""
-    frame = (at.DATA + 0x1000 * s.below(3), at.DATA, at.BODY, at.JIT, at.WINDOW_TABLE)[s.below(5)]
-    rights = (0, 1, 2, 3, 4, 5, 6, 7, 7, 7)[s.below(10)]
-    if frame == at.WINDOW_TABLE:
-        rights &= ~2
-    return frame | rights | (0, 0x20, 0x60)[s.below(3)]
+    """Data, code, or nothing; with rights and A and D bits of all kinds."""
+    frame = (at.DATA + 0x1000 * s.below(3), at.DATA, at.BODY, at.JIT)[s.below(4)]
+    return frame | (0, 1, 2, 3, 4, 5, 6, 7, 7, 7)[s.below(10)] | (0, 0x20, 0x60)[s.below(3)]
 
 
 def _edit_page(s: Salt) -> str:
