@@ -118,6 +118,9 @@ def fill_code(miss: int) -> bytes:
     a.branch(0xEB, "fill")
     a.label("store")
     a.emit("83c8", bytes((_WRITE,)))  # or eax, WRITE
+    a.emit("41f7c2", struct.pack("<I", MIXED))  # test r10d, MIXED
+    a.branch(0x74, "fill")
+    a.emit("83c8", bytes((_EXEC,)))  # or eax, EXEC            so that the engine looks at what is stored over
     a.label("fill")
     a.emit("894108 4d235028 4c8911")  # mov [rcx+8], eax; and r10, [r8+FRAME_MASK]; mov [rcx], r10
     a.emit("49ff4030")  # inc qword [r8+HITS]
@@ -222,4 +225,5 @@ class Walker:
             return None
         else:
             perms = _READ | _WRITE if may_store else _READ
+            perms |= _EXEC if leaf & MIXED and may_store else 0
         return leaf & FRAME, perms
