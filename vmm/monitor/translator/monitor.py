@@ -658,6 +658,8 @@ class TranslatingMonitor(DeprivilegedMonitor):
                 return self._call_out(where[0], left)
             self._let_flag_rise(True)
             return "hidden fault: virtual IF"
+        if where is not None and left is not None and left.resume not in (None, where[2]):
+            return self._call_out(where[0], left)  # its sequence looks at the frame in an order of its own
         reason = super().page_fault(address, access)
         self.code.settle(where[0].sources if where is not None else None)
         return reason

@@ -207,7 +207,8 @@ class _Translation:
                 check_landing(e, instruction.next)
             piece.clobbered = e.clobbered
             self.unit.uses_gdtr |= row.sequence == "SGDT"
-            return row.ends, instruction.opcode == _STI
+            in_shadow = len(self.unit.starts) - 1 in self.unit.after_sti
+            return row.ends, instruction.opcode == _STI and not in_shadow  # one in a shadow casts none
         self._call_out(instruction, row)
         return row.ends, False
 
