@@ -253,10 +253,11 @@ class TranslatingMonitor(DeprivilegedMonitor):
         try:
             offset = self._entry(s.eip)
         except PageFault as fault:
-            machine.run_state.fault = fault
             self._ways.forget()
             if machine.engine.running:
-                machine.engine.stop()
+                machine.engine.stop()  # an interrupt may be due before this fetch: the loop will see, and come again
+            else:
+                machine.run_state.fault = fault
             return False
         if w[_EFLAGS] & _REAL != EFlags.IF:
             s.set_system_flags(_REAL, EFlags.IF)
