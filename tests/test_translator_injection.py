@@ -152,7 +152,9 @@ def board(text: str, mode: str, **options: object) -> Lab:
     return lab(text, mode, idt=idt, **options)  # type: ignore[arg-type]
 
 
-ALL = tuple(name for name in SEQUENCES if name != "POPF of IOPL")  # which empties the table of look-ups each time
+ALL = tuple(
+    name for name in SEQUENCES if name != "POPF of IOPL"
+)  # which empties the table of look-ups each time
 MIXED = pytest.mark.parametrize("mixed", (False, True), ids=("own page", "page with data"))
 
 
@@ -191,7 +193,9 @@ def test_stopped_at_each_instruction_the_guest_is_as_it_would_be_bare(mixed: boo
         other.run(count)
         assert other.retired == native.retired
         assert other.registers == native.registers, hex(native.reg("eip"))
-        assert other.machine.memory.bytes.tobytes() == native.machine.memory.bytes.tobytes(), hex(native.reg("eip"))
+        assert other.machine.memory.bytes.tobytes() == native.machine.memory.bytes.tobytes(), hex(
+            native.reg("eip")
+        )
 
 
 @MIXED
