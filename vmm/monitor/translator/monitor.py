@@ -11,9 +11,6 @@ state of the guest's: `settled` says so, and the machine steps until it is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 from vmm.errors import GuestError
 from vmm.isa.descriptors import RPL
 from vmm.isa.vectors import Vector
@@ -31,17 +28,14 @@ from vmm.monitor.deprivileged.emulate import emulate
 from vmm.monitor.deprivileged.monitor import DeprivilegedMonitor
 from vmm.monitor.deprivileged.vcpu import KERNEL_RING
 from vmm.monitor.memory.shadow import ShadowMemory
-from vmm.monitor.memory.slot import EXECUTE, LOOK, NOTICE, STORE
+from vmm.monitor.memory.slot import LOOK, NOTICE, STORE
 from vmm.monitor.translator import emitter, layout
-from vmm.monitor.translator.cache import TranslationCache
-from vmm.monitor.translator.emitter import TRAP, Context, Prediction
+from vmm.monitor.translator.emitter import TRAP, Prediction
 from vmm.monitor.translator.emulate import ROWS
-from vmm.monitor.translator.guest_code import GuestCode
-from vmm.monitor.translator.translate import LARGEST, Source, Surroundings, translate, translate_landing
+from vmm.monitor.translator.translator import Translator
 from vmm.monitor.translator.units import Kind as PieceKind
 from vmm.monitor.translator.units import Piece, Unit
 from vmm.monitor.translator.visible import Visible, fill_constants
-from vmm.monitor.translator.ways import Ways
 
 AHEAD = 8  # units translated before they are reached
 UNKNOWN = 0x10000  # no selector
@@ -60,67 +54,46 @@ class TranslatingMonitor(DeprivilegedMonitor):
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
-        self.cache = TranslationCache(machine)
-        self.slot = self.memory.slot.base
-        self.observers: list[Callable[[Unit], None]] = []  # are shown each unit when it has been made
+        self.translator = Translator(machine, self.vcpu, self.memory)
+        self.cache, self.code, self._ways = self.translator.cache, self.translator.code, self.translator.ways
+        self.observers = self.translator.observers
+        self.memory.slot.on_move.append(self._slot_moved)
         self._stepped_before = False  # DR6.BS as the guest has it
         self._left = True  # `vcpu` has the virtual IF, also where a process runs
         self.inside = False  # EIP is in the cache, if the CPL is the kernel's
-        self.user_code = UNKNOWN  # the CS with which the guest's processes run, as far as is known
-        self.code = GuestCode(machine, self.memory, self.vcpu, self.cache)
         self._guarded = False  # the virtual IF may not be raised without an exit
-        self._ways = Ways(self.cache)
-        self._outdated: list[Unit] = []  # to be dropped as soon as the CPU is not in them
         self._returning: tuple[bool, int] | None = None  # virtual IF and IOPL before the CPU's own IRET
         self._shadow = (0, 0)  # EIP and time at which STI's shadow was last put up
-        self._context = Context(0, 0, True, 0)
         self._uncached = machine.linear.code
-        self._moved = False
         fill_constants(self.cache.view)
         self._visible = Visible(self.state, self.vcpu, self.cache.view)
-        self._show_pages()
-        self._place_no_landing()
 
     def start(self) -> None:
         super().start()
         self.machine.retirement.foreign = self
-        self._take_place()
+        self.translator.take_place()
         self.machine.linear.code = self._code  # type: ignore[method-assign]
         self._visible.show()
-
-    def _take_place(self) -> None:
-        self.slot = self.memory.slot.base
-        base = self.slot + layout.CODE
-        self.machine.engine.foreign = range(base, base + layout.CODE_SIZE)
-
-    def _place_no_landing(self) -> None:
-        """The first unit of the cache: a trap for a RET whose address has no landing."""
-        unit = Unit(
-            self._context, 0, self.cache.cursor, transit=True, starts=[self.cache.cursor], eips=[0], sizes=[0]
-        )
-        unit.special[0] = Piece(PieceKind.LANDING, clobbered=[(unit.origin, emitter.ECX)])
-        self.cache.place(unit, TRAP)
-        self.cache.set_no_landing(self._address(unit.origin))
 
     # Where the CPU is
 
     def holds(self, address: int) -> bool:
-        return 0 <= address - self.slot - layout.CODE < layout.CODE_SIZE
+        return 0 <= address - self.translator.slot - layout.CODE < layout.CODE_SIZE
 
     def started(self, address: int, size: int) -> int:
-        offset = address - self.slot - layout.CODE
+        offset = address - self.translator.slot - layout.CODE
         unit = self.cache.find(offset)
         return unit.started(offset, offset + size) if unit is not None else 0
 
     def completed(self, address: int, size: int) -> int:
-        offset = address - self.slot - layout.CODE
+        offset = address - self.translator.slot - layout.CODE
         unit = self.cache.find(offset)
         return unit.completed(offset, offset + size) if unit is not None else 0
 
     def _position(self) -> tuple[Unit, int, int] | None:
         """(unit, piece, offset in the cache) while the kernel executes; None outside the cache."""
         w = self.state.words
-        offset = w[_EIP] + w[_CS_BASE] - self.slot - layout.CODE & 0xFFFFFFFF
+        offset = w[_EIP] + w[_CS_BASE] - self.translator.slot - layout.CODE & 0xFFFFFFFF
         if not self.inside or offset >= layout.CODE_SIZE or w[_HFLAGS] & at.HF_CPL != KERNEL_RING:
             return None
         unit = self.cache.find(offset)
@@ -203,7 +176,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
     def _undo_count(self, start: int) -> None:
         """A piece is counted by the block in which it begins; a fault in a later block has to give it back."""
         meter = self.machine.engine.meter
-        block = meter.words[stub.ADDRESS // 4] - self.slot - layout.CODE
+        block = meter.words[stub.ADDRESS // 4] - self.translator.slot - layout.CODE
         if start < block:
             self.machine.retirement.unretire()
 
@@ -242,16 +215,14 @@ class TranslatingMonitor(DeprivilegedMonitor):
             if machine.engine.running:
                 machine.engine.stop()
             return False
-        for unit in self._outdated:
-            self.cache.drop(unit)
-        self._outdated.clear()
-        if self._moved or not self.cache.has_room(LARGEST):
+        self.translator.drop_outdated()
+        if self.translator.must_flush:
             if machine.engine.running:
                 machine.engine.stop()
                 return False
-            self._flush()
+            self.translator.flush()
         try:
-            offset = self._entry(s.eip)
+            offset = self.translator.entry(s.eip)
         except PageFault as fault:
             self._ways.forget()
             if machine.engine.running:
@@ -266,7 +237,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if s.inhibited or w[_EFLAGS] & EFlags.RF:
             offset = self._in_shadow(offset)
         self.inside = True
-        s.eip = self._address(offset)
+        s.eip = self.translator.address(offset)
         return True
 
     def _in_shadow(self, offset: int) -> int:
@@ -274,122 +245,13 @@ class TranslatingMonitor(DeprivilegedMonitor):
         unit = self.cache.find(offset)
         if unit is not None and unit.first and offset == unit.origin and self._is_current(unit):
             offset = unit.starts[unit.first]
-        self._shadow = self._address(offset), self.machine.retired()
+        self._shadow = self.translator.address(offset), self.machine.retired()
         return offset
 
     def _is_current(self, unit: Unit) -> bool:
         """Whether the source of a checked unit is what was translated, as its check would find."""
         memory = self.machine.memory
         return all(bytes(memory.bytes[a : a + len(was)]) == was for a, was in unit.checked)
-
-    def _address(self, offset: int) -> int:
-        """The CPU's EIP for an offset in the cache."""
-        return self.slot + layout.CODE + offset - self.state.words[_CS_BASE] & 0xFFFFFFFF
-
-    def _entry(self, eip: int) -> int:
-        """Offset in the cache of the translation of guest `eip`; raises `PageFault`."""
-        context = self._current_context()
-        entries = self.cache.entries.get(context)
-        offset = entries.get(eip) if entries is not None else None
-        if offset is None:
-            offset = self._translate(context, eip)
-        if self._ways.open:
-            self._ways.connect(context, eip, offset, self._address(offset), self._make_landing)
-        return offset
-
-    def _make_landing(self, context: Context, eip: int, offset: int) -> None:
-        if not self.cache.has_room(LARGEST):
-            return
-        g = self.vcpu.gdtr
-        around = Surroundings(context, self.slot, self.user_code, (g.base, g.limit))
-        unit, code = translate_landing(around, eip, self.cache.cursor)
-        self.cache.place(unit, code)
-        self.cache.link(unit, unit.links[0], unit.starts[1], offset, executed=False)
-        self.cache.land(context, eip, self._address(unit.origin))
-
-    def _current_context(self) -> Context:
-        w, c = self.state.words, self._context
-        selector, base, wide = w[_CS] & ~RPL, w[_CS_BASE], bool(w[_SS_FLAGS] & _WIDE)
-        iopl = self.vcpu.iopl
-        if c.selector != selector or c.base != base or c.wide_stack != wide or c.iopl != iopl:
-            if not w[_CS_FLAGS] & _WIDE:
-                raise GuestError(
-                    f"16-bit kernel code at EIP {w[_EIP]:#x}: bt mode translates 32-bit code only"
-                )
-            self._context = c = Context(selector, base, wide, iopl)
-            self.cache.set_no_landing(self._address(0))
-            self.cache.use_table(c)
-        return c
-
-    # Translating
-
-    def _translate(self, context: Context, eip: int) -> int:
-        """Translate the unit at guest `eip`, and those that it certainly leads to; where it is in the cache."""
-        first = self._translate_unit(context, eip)
-        units, ahead = [first], 0
-        while units:
-            unit = units.pop()
-            entries = self.cache.entries[context]
-            for number, link in enumerate(unit.links):
-                target = entries.get(link.target)
-                if (
-                    target is None
-                    and link.certain
-                    and ahead < AHEAD
-                    and self.code.is_known(link.target + context.base)
-                ):
-                    if not self.cache.has_room(LARGEST):
-                        continue
-                    ahead += 1
-                    further = self._translate_unit(context, link.target)
-                    units.append(further)
-                    target = further.origin
-                if target is not None:
-                    stub_at = unit.starts[len(unit.starts) - len(unit.links) + number]
-                    self.cache.link(unit, link, stub_at, target, executed=False)
-        return first.origin
-
-    def _translate_unit(self, context: Context, eip: int) -> Unit:
-        machine = self.machine
-        linear = eip + context.base & 0xFFFFFFFF
-        frame, data = self.code.read(linear)
-        at_byte = linear & PAGE - 1
-        source = Source(
-            eip,
-            frame + at_byte,
-            data[at_byte:],
-            lambda: self.code.read((linear | PAGE - 1) + 1 & 0xFFFFFFFF),
-            self.code.is_changing(frame),
-        )
-        g = self.vcpu.gdtr
-        around = Surroundings(context, self.slot, self.user_code, (g.base, g.limit))
-        unit, code = translate(source, around, self.cache.cursor)
-        if not source.changing and any(self.code.is_changing(a) for a, _ in unit.sources):
-            unit, code = translate(replace(source, changing=True), around, self.cache.cursor)
-        pages = {linear >> 12}
-        if len(unit.sources) > 1:
-            pages.add((linear >> 12) + 1 & 0xFFFFF)
-        unit.pages = tuple(pages)
-        if unit.first:
-            memory = machine.memory
-            unit.checked = [(a, bytes(memory.bytes[a : a + n])) for a, n in unit.sources if memory.is_ram(a)]
-        self.cache.place(unit, code)
-        self.cache.enter(unit)
-        for piece in unit.special.values():
-            if piece.landing is not None and piece.instruction is not None:
-                self.cache.land(context, piece.instruction.next, self._address(piece.landing))
-        for observer in self.observers:
-            observer(unit)
-        self.code.protect(unit.sources)
-        return unit
-
-    def _flush(self) -> None:
-        self.cache.flush()
-        self.code.clear()
-        if self._moved:
-            self._moved = False
-            self._take_place()
-        self._place_no_landing()
 
     # Interrupts
 
@@ -572,7 +434,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._returning = v.interrupts, v.iopl
         if instruction.opcode == _IRET:
             flags = popped[2]
-            self._learn_user_code(unit, popped[1] & 0xFFFF)
+            self.translator.learn_user_code(unit, popped[1] & 0xFFFF)
             v.interrupts, v.iopl = bool(flags & EFlags.IF), flags >> IOPL_SHIFT & 3
             self.state.set_system_flags(_REAL, flags & _REAL)
         else:
@@ -580,7 +442,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self.machine.retire()
         self.cache.view[layout.FLAG] = v.interrupts
         self.inside = True
-        self.state.eip = self._address(piece.resume)
+        self.state.eip = self.translator.address(piece.resume)
 
     def _check_outer(self, selector: int) -> None:
         """What the CPU would not find out, because the guest's ring 0 is its ring 1 (SDM volume 2A, IRET)."""
@@ -595,12 +457,6 @@ class TranslatingMonitor(DeprivilegedMonitor):
         raise GuestError(
             f"a return to ring {rpl} at EIP {self.state.eip:#x}: bt mode virtualizes rings 0 and 3; use --mode native"
         )
-
-    def _learn_user_code(self, unit: Unit, selector: int) -> None:
-        """IRET to a process is translated anew once it is known what CS its processes run with."""
-        if selector != self.user_code:
-            self.user_code = selector
-            self._outdated.append(unit)
 
     def _undo_return(self) -> None:
         """The CPU's own return has faulted."""
@@ -622,27 +478,20 @@ class TranslatingMonitor(DeprivilegedMonitor):
 
     # Memory
 
+    def _slot_moved(self, _base: int) -> None:
+        self.inside = False
+
+    @property
+    def slot(self) -> int:
+        """Linear address of the monitor's slot, as translations have it."""
+        return self.translator.slot
+
     def make_memory(self) -> ShadowMemory:
         return ShadowMemory(self.machine, self.vcpu, kernel_fetch="own")
 
     def real_cr0(self) -> int:
         """The guest's own: nothing in it matters to this CPU that the guest does not mean."""
         return self.vcpu.cr0
-
-    def _show_pages(self) -> None:
-        slot = self.memory.slot
-        slot.add_pages(layout.DATA, layout.FRAME + layout.DATA, 2, LOOK | STORE)
-        slot.add_page(layout.RISE, layout.FRAME + layout.FLAG, LOOK | STORE)
-        tables = (layout.LANDINGS + layout.TABLE_SIZE - layout.TAGS) // PAGE
-        slot.add_page(layout.CONSTANTS, layout.FRAME + layout.CONSTANTS, LOOK)
-        slot.add_pages(layout.TAGS, layout.FRAME + layout.TAGS, tables, LOOK)
-        slot.add_pages(layout.CODE, layout.FRAME + layout.CODE, layout.CODE_SIZE // PAGE, EXECUTE)
-        slot.on_move.append(self._slot_moved)
-
-    def _slot_moved(self, base: int) -> None:
-        """Translations name cells of the slot: they are made anew, as soon as the CPU has been left."""
-        self._moved = True
-        self.inside = False
 
     def page_fault(self, address: int, access: int) -> str | None:
         where = self._position()
