@@ -9,10 +9,8 @@ import pytest
 from tests.machines import (
     CODE,
     DATA,
-    MEMORY,
     PAGES,
     PAGING_ON,
-    USER_STACK,
     Lab,
     assemble,
     enable_paging,
@@ -327,9 +325,8 @@ again:  mov eax, {second:#x}
 over:   jmp over
 routine: ret
 """
-    tables = enable_paging()
+    tables = enable_paging({CODE: CODE | 0x47 | accessed}, directory={0: PAGES + 0x1007 | accessed})
     directory = bytearray(tables[0][1][:0x1000])
-    directory[0] |= accessed
     directory[4 * 5 : 4 * 5 + 4] = (0x170007).to_bytes(4, "little")
     made = both(source, 20_000, memory=[*tables, (second, bytes(directory))])
     statistics = translator(made).cache.statistics

@@ -371,6 +371,8 @@ class Machine:
             self.retirement.at_boundary()
             if self.retirement.left() <= 0:
                 return ""  # the meter had no occasion to say that this is the end
+            if self.interrupt_pending and self.control.can_interrupt():
+                return ""  # nor that an interrupt comes before the fetch (SDM 3A table 6-2)
             if self._fetch_runs_ahead(address):
                 self.run_state.step = True
                 return ""

@@ -13,6 +13,7 @@ from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
 from vmm.isa.descriptors import RPL, Descriptor, SystemType
 from vmm.isa.vectors import Vector
+from vmm.isa.words import EFlags
 from vmm.machine.delivery import Fault, has_room, inner_stack
 from vmm.monitor.deprivileged.emulate import Machinery
 
@@ -43,9 +44,10 @@ def transfer(m: Machinery, instruction: Instruction) -> bool:
         )
     if gate.type not in _GATES:
         return False
+    stepping = bool(p.eflags & EFlags.TF)
     _through(m, gate, call, p.eip + instruction.size & 0xFFFFFFFF)
     m.machine.retire()
-    m.machine.finish_emulated(False)
+    m.machine.finish_emulated(stepping)
     return True
 
 
