@@ -190,7 +190,8 @@ USER_SEES = {
     "STR": "str eax\n str [USER_STACK]",
     "SMSW": "smsw eax\n smsw [USER_STACK]",
     "PUSHF": "pushfd\n pop eax\n stc\n pushfd\n pop ecx",
-    "MOV and PUSH from segments": "mov eax, cs\n mov ecx, ss\n mov edx, ds\n push cs\n push ss\n pop ebx\n pop esi\n mov edi, fs",
+    "MOV and PUSH from segments": "mov eax, cs\n mov ecx, ss\n mov edx, ds\n push cs\n"
+    " push ss\n pop ebx\n pop esi\n mov edi, fs",
     "LAR and LSL of its own": "mov eax, USER_CODE\n lar ecx, eax\n lsl edx, eax\n mov eax, USER_DATA\n lar esi, eax",
     "VERR and VERW of its own": "mov eax, USER_DATA\n verr ax\n pushfd\n verw ax\n pushfd\n pop ecx\n pop edx",
     "CLI is refused": "cli",

@@ -396,8 +396,8 @@ def test_a_kernel_that_looks_at_the_cache_sees_its_own_memory(paging: bool) -> N
 )
 def test_a_process_reaches_no_page_of_the_slot(act: str, paging: bool) -> None:
     """Loads, stores and jumps of ring 3 over the whole slot find what they find bare."""
-    pages = (layout.DATA, layout.FLAG, layout.RISE, layout.CONSTANTS, layout.TAGS, layout.TRANSLATIONS, layout.LANDINGS,
-             layout.CODE, layout.SIZE - 0x1000, 0, 0x1000, 0x10000, 0x20000)  # fmt: skip
+    cells = (layout.DATA, layout.FLAG, layout.RISE, layout.CONSTANTS, layout.TAGS, layout.TRANSLATIONS)
+    pages = (*cells, layout.LANDINGS, layout.CODE, layout.SIZE - 0x1000, 0, 0x1000, 0x10000, 0x20000)
     for page in pages:
         source = f"""
 {PAGING_ON if paging else ""}

@@ -1,4 +1,4 @@
-"""The translator, interrupted everywhere: whatever comes between two bytes of the cache, the guest sees nothing of it.
+"""The translator, interrupted everywhere: whatever comes between two bytes of the cache, the guest does not see it.
 
 One guest goes through every in-cache sequence, some rounds, first on a page of code, then (`mixed`) on a page that it
 also stores to, where units are checked each time they are entered. It is stopped, stepped and interrupted at each
@@ -29,32 +29,42 @@ SEQUENCES: dict[str, str] = {
     "CLI and STI": "cli\n sti\n nop\n cli\n nop\n sti\n inc edi\n cli",
     "STI before a jump": "sti\n jmp %%there\n nop\n%%there: inc edi\n cli",
     "PUSHF": "stc\n pushfd\n pop eax\n add edi, eax\n sti\n nop\n pushfd\n pop eax\n add edi, eax\n cli",
-    "POPF": "push dword 0xAD7\n popfd\n adc edi, 1\n cld\n push dword 2\n popfd\n pushfd\n add edi, [esp]\n popfd",
-    "POPF of IOPL": "push dword 0x3202\n popfd\n sti\n nop\n pushfd\n pop eax\n add edi, eax\n push dword 2\n popfd",
+    "POPF": "push dword 0xAD7\n popfd\n adc edi, 1\n cld\n push dword 2\n popfd\n pushfd\n"
+    " add edi, [esp]\n popfd",
+    "POPF of IOPL": "push dword 0x3202\n popfd\n sti\n nop\n pushfd\n pop eax\n add edi, eax\n"
+    " push dword 2\n popfd",
     "IRET to the kernel": "std\n pushfd\n cld\n push cs\n push dword %%there\n iretd\n nop\n"
     "%%there: pushfd\n pop eax\n add edi, eax\n cld",
     "IRET that sets IF": "push dword 0x246\n push dword KERNEL_CODE\n push dword %%there\n iretd\n nop\n"
     "%%there: inc edi\n cli",
     "INT and IRET": "int 0x30\n add edi, eax",
-    "IRET to a process": "mov esi, %%back\n to_ring USER_CODE, USER_DATA, 0x202\n pushfd\n pop eax\n int 0x80\n"
+    "IRET to a process": "mov esi, %%back\n to_ring USER_CODE, USER_DATA, 0x202\n pushfd\n pop eax\n"
+    " int 0x80\n"
     "%%back: add edi, eax",
-    "IRET to a process, interrupts off": "mov esi, %%back\n to_ring USER_CODE, USER_DATA, 0xA\n int 0x80\n%%back:",
+    "IRET to a process, interrupts off": "mov esi, %%back\n to_ring USER_CODE, USER_DATA, 0xA\n"
+    " int 0x80\n%%back:",
     "CALL and RET": "call near_routine\n call near_routine",
     "CALL indirect": "mov eax, near_routine\n call eax\n call [pointer]\n mov ecx, pointer\n call [ecx]",
-    "JMP indirect": "mov ecx, %%there\n jmp ecx\n nop\n%%there: push dword %%on\n jmp [esp]\n nop\n%%on: pop ecx",
-    "other targets each time": "mov ecx, %%odd\n test byte [rounds], 1\n jz %%now\n mov ecx, %%even\n%%now: jmp ecx\n"
+    "JMP indirect": "mov ecx, %%there\n jmp ecx\n nop\n%%there: push dword %%on\n jmp [esp]\n nop\n"
+    "%%on: pop ecx",
+    "other targets each time": "mov ecx, %%odd\n test byte [rounds], 1\n jz %%now\n mov ecx, %%even\n"
+    "%%now: jmp ecx\n"
     "%%odd: call returns_8_odd\n inc edi\n jmp %%over\n%%even: call returns_8_even\n%%over:",
     "RET n": "push eax\n push ecx\n call returns_8\n inc edi",
     "RET that is a jump": "push dword %%there\n ret\n nop\n%%there: inc edi",
     "LOOP": "mov ecx, 3\n%%again: inc edi\n loop %%again\n add edi, ecx",
-    "LOOPE": "mov ecx, 5\n%%again: test ecx, 2\n loope %%again\n add edi, ecx\n mov ecx, 5\n%%more: test ecx, 2\n loopne %%more",
+    "LOOPE": "mov ecx, 5\n%%again: test ecx, 2\n loope %%again\n add edi, ecx\n mov ecx, 5\n"
+    "%%more: test ecx, 2\n loopne %%more",
     "JECXZ": "mov ecx, 1\n jecxz %%there\n dec ecx\n jecxz %%there\n inc edi\n%%there: inc edi",
     "Jcc": "cmp edi, 5\n jb %%there\n inc edi\n%%there: jo %%on\n add edi, 2\n%%on:",
-    "MOV from CR": "mov eax, cr0\n add edi, eax\n mov eax, cr2\n xor edi, eax\n mov ecx, cr3\n add edi, ecx\n mov eax, cr4",
-    "MOV from CS and SS": "stc\n mov eax, cs\n mov ecx, ss\n adc edi, eax\n mov [cell], cs\n add edi, ecx\n mov ax, ss\n add edi, eax",
+    "MOV from CR": "mov eax, cr0\n add edi, eax\n mov eax, cr2\n xor edi, eax\n mov ecx, cr3\n"
+    " add edi, ecx\n mov eax, cr4",
+    "MOV from CS and SS": "stc\n mov eax, cs\n mov ecx, ss\n adc edi, eax\n mov [cell], cs\n"
+    " add edi, ecx\n mov ax, ss\n add edi, eax",
     "PUSH CS and SS": "stc\n push cs\n push ss\n adc edi, [esp]\n pop eax\n pop ecx\n add edi, ecx",
     "SGDT": "sgdt [cell]\n add edi, [cell + 2]\n sgdt [esp - 8]\n add edi, [esp - 8]",
-    "segment loads": "mov eax, ds\n mov es, eax\n push ds\n pop es\n push fs\n pop gs\n mov word [cell], KERNEL_DATA\n"
+    "segment loads": "mov eax, ds\n mov es, eax\n push ds\n pop es\n push fs\n pop gs\n"
+    " mov word [cell], KERNEL_DATA\n"
     " stc\n mov es, [cell]\n adc edi, 0",
     "MOV SS": "mov eax, ss\n mov ss, eax\n inc edi\n push ss\n pop ss\n inc edi",
     "LAR and VERR": "mov eax, USER_CODE\n lar ecx, eax\n add edi, ecx\n verr ax\n jnz %%no\n inc edi\n%%no:",
@@ -483,7 +493,7 @@ CASES = (
 @pytest.mark.parametrize("away", (PRESENT, WRITABLE), ids=("absent", "read-only"))
 @pytest.mark.parametrize("kind", ("pop", "push", "operand"))
 def test_an_instruction_whose_memory_is_taken_away_faults_as_it_does_bare(kind: str, away: int) -> None:
-    """CR2, error code, saved EIP, registers and memory are native's, wherever its access runs over the page's edge."""
+    """CR2, error code, saved EIP, registers, memory: native's, wherever its access runs over the page's edge."""
     different = []
     for which, name, offset in CASES:
         if which != kind:
