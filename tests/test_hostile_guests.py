@@ -48,11 +48,6 @@ KNOWN = {
         "recursion through all memory",
         "trap",
     ): "a CALL or PUSH that overwrites its own block, in the engine: the bare machine counts the CALL twice",
-    (
-        "its stack in the page tables",
-        "bt",
-    ): "a copied MOV CR3 exits when the guest's tables already have another frame"
-    " for the page of the code, not flushed yet: it is decoded from that frame, and ends in #GP",
 }
 
 

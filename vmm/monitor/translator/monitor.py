@@ -12,6 +12,7 @@ state of the guest's: `settled` says so, and the machine steps until it is one.
 from __future__ import annotations
 
 from vmm.errors import GuestError
+from vmm.isa.decode import decode
 from vmm.isa.descriptors import RPL
 from vmm.isa.vectors import Vector
 from vmm.isa.words import DR6, IOPL_SHIFT, EFlags
@@ -332,13 +333,31 @@ class TranslatingMonitor(DeprivilegedMonitor):
             return self._trapped(unit, index, offset, piece)
         if piece is not None and offset == piece.resume:
             self._undo_return()
+        copied = vector == Vector.GP and not software and piece is None and unit.first <= index < unit.last
         self._leave()
+        if copied and (reason := self._emulate_copy(unit, index)):
+            return reason
         if software:
             # Its last byte is before the guest's EIP; INT n has two, INT3 and INTO have one.
             before = unit.eips[index - 1] if offset == unit.starts[index] else unit.eips[index]
             self._deliver_software(vector, before)
             return None
         return super().exception(vector, error_code, False)
+
+    def _emulate_copy(self, unit: Unit, index: int) -> str | None:
+        """A privileged instruction that was copied, from the cache: what lies at EIP by now may be another."""
+        start = layout.CODE + unit.starts[index]
+        code = self.cache.view[start : start + unit.sizes[index]].tobytes()
+        instruction = decode(code, self.state.eip)
+        row = None if instruction is None else ROWS.get(instruction.key)
+        if instruction is None or row is None:
+            return None
+        reason = f"emulated {instruction.mnemonic}"
+        try:
+            return reason if emulate(self._machinery, instruction, row) else None
+        except (Fault, PageFault) as fault:
+            self.fault(fault)
+        return reason
 
     def _deliver_software(self, vector: int, before: int) -> None:
         self._refuse_virtual_8086()
