@@ -1,9 +1,10 @@
 """What the translator keeps in the guest's address space, by offset from the base of the monitor's slot.
 
 In-cache code can only use memory that the guest's kernel could reach, too: the CPU does not tell them apart.
-So what it writes is little, and the monitor believes nothing of it (the virtual IF is one byte; to the monitor any
-value but 0 means on, and a guest that stores another there spoils only what its own PUSHF shows it); all else is read-only to the guest's ring 1, out of reach of its ring 3, and the code itself can only be
-fetched: a load or store at its addresses finds whatever the guest has there.
+So what it writes is little, and the monitor believes nothing of it. (The virtual IF is one byte. To the monitor any
+value but 0 means on; a guest that stores another there spoils only what its own PUSHF shows it.) All else is
+read-only to the guest's ring 1, and out of reach of its ring 3. The code itself can only be fetched: a load or
+store at its addresses finds whatever the guest has there.
 """
 
 from __future__ import annotations
