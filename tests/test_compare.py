@@ -245,8 +245,8 @@ def test_what_a_process_does_not_see(tmp_path: Path, code: str) -> None:
 
 def test_a_run_that_ends_in_a_fault_is_compared_to_its_end(tmp_path: Path) -> None:
     """An instruction that ends one of the runs by a fault, and so retires nothing, is blamed all the same."""
-    nested = bytes.fromhex("6802400000 9d cf")  # IRET with NT: a task switch, which is not virtualized
-    found = divergence_of(tmp_path, nested, mode="bt")
+    to_v86 = bytes.fromhex("6802000200 0e 6800000000 cf")  # IRET with VM: a mode that is not virtualized
+    found = divergence_of(tmp_path, to_v86, mode="bt")
     assert found is not None and found.instruction == "iretd" and found.at == 3
 
 
