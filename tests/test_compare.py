@@ -247,7 +247,7 @@ def test_a_run_that_ends_in_a_fault_is_compared_to_its_end(tmp_path: Path) -> No
     """An instruction that ends one of the runs by a fault, and so retires nothing, is blamed all the same."""
     to_v86 = bytes.fromhex("6802000200 0e 6800000000 cf")  # IRET with VM: a mode that is not virtualized
     found = divergence_of(tmp_path, to_v86, mode="bt")
-    assert found is not None and found.instruction == "iretd" and found.at == 3
+    assert found is not None and found.instruction == "iretd" and found.at == 4
 
 
 def test_exits_are_grouped_by_what_they_are_for(vmm: Cli) -> None:
