@@ -182,6 +182,14 @@ def test_a_process_cannot_enter_virtual_8086_mode(again: bool, mode: str) -> Non
     assert made.stack(4)[3] == USER_STACK
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_iret_from_where_no_memory_is_faults_and_ends(mode: str) -> None:
+    """A frame of ones asks for virtual-8086 mode, and cannot be cleared of it: #GP for its CS, and no loop."""
+    made = run("to_user\n mov esp, 0xA0000\n iretd", mode, limit=60)
+    assert made.vector == Vector.GP
+    assert made.stack(1)[0] == 0xFFFC
+
+
 # Double and triple faults
 
 

@@ -414,7 +414,10 @@ class Machine:
         self.retirement.settle()
         instruction = self.decode_here()
         if instruction is not None and asks_for_virtual_8086(self.state, self.linear, instruction):
-            clear_virtual_8086(self.state, self.linear)
+            try:
+                clear_virtual_8086(self.state, self.linear)
+            except (Fault, PageFault) as fault:
+                self.run_state.fault = fault
             return "instruction IRET"
         if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
             self._count_from_here()

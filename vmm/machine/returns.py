@@ -9,9 +9,11 @@ Source: SDM volume 2A, IRET (operation: "IF VM = 1 and CPL = 0").
 from __future__ import annotations
 
 from vmm.isa.decode import Instruction
+from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
+from vmm.machine.delivery import Fault
 from vmm.machine.paging import PageFault
 from vmm.machine.processor import Linear
 
@@ -38,6 +40,12 @@ def asks_for_virtual_8086(state: CpuState, linear: Linear, instruction: Instruct
 
 
 def clear_virtual_8086(state: CpuState, linear: Linear) -> None:
-    """Clear VM in the frame; the pages of the frame may still fault for the engine."""
+    """Clear VM in the frame; the pages of the frame may still fault for the engine.
+
+    Where the frame is not in memory, nothing can be cleared: an empty address reads as ones. Raises `Fault` then,
+    for CS reads as ones, too, and that is no selector.
+    """
     slot = _flags_slot(state)
     linear.write(slot, 4, linear.read(slot, 4) & ~EFlags.VM)
+    if linear.read(slot, 4) & EFlags.VM:
+        raise Fault(Vector.GP, linear.read(slot - 4 & 0xFFFFFFFF, 4) & 0xFFFC)
