@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.machines import DATA, MEMORY, Lab, assemble, enable_paging, gate, lab
+from vmm.image.asm import assemble_text
 from vmm.isa.words import EFlags
 from vmm.monitor.translator import layout
 from vmm.monitor.translator.monitor import TranslatingMonitor
@@ -221,3 +222,50 @@ def test_a_process_sees_of_the_machine_what_it_sees_bare(name: str, flags: int) 
 def test_what_a_process_sees_of_the_monitor_is_listed(name: str) -> None:
     """GDTR is the monitor's: user-sensitive and not privileged, so theorem 3 gives no way to hide it."""
     assert process(DIFFERENT[name], "bt", 0x202) != process(DIFFERENT[name], "native", 0x202)
+
+
+# Targets that agree in their low 16 bits
+
+NEAR, FAR = 0x150000, 0x160000
+ALIASES = {
+    "RET": ("mov eax, callee\n call eax\n", "callee: ret"),
+    "RET n": ("mov eax, callee\n push eax\n call eax\n", "callee: ret 4"),
+    "JMP indirect": ("mov esi, $ + 12\n mov eax, callee\n jmp eax\n", "callee: jmp esi"),
+    "IRET": ("pushfd\n push cs\n mov eax, callee\n call eax\n", "callee: iretd"),
+}
+
+
+@pytest.mark.parametrize("way", ALIASES)
+def test_targets_with_the_same_low_bits_are_told_apart(way: str) -> None:
+    """The tables go by the low 16 bits of an address; where two targets share them, each is still found.
+
+    The same code lies twice, 64 KiB apart, with another increment behind the way back: both must count.
+    """
+    there, callee = ALIASES[way]
+    made = {}
+    for mode in ("native", "bt"):
+        symbols = assemble(f"{_TWICE.format(callee=callee)}").symbols
+        routine = symbols["callee"]
+        pieces = []
+        for base, cell in ((NEAR, DATA), (FAR, DATA + 4)):
+            body = there.replace("callee", f"{routine:#x}")
+            text = f"org {base:#x}\n{body} inc dword [{cell:#x}]\n mov edi, {symbols['joined']:#x}\n jmp edi\n"
+            pieces.append((base, assemble_text(f"bits 32\n{text}").data))
+        made[mode] = lab(_TWICE.format(callee=callee), mode, memory=pieces)
+        made[mode].run(4_000)
+    assert made["bt"].everything() == made["native"].everything()
+    assert made["bt"].read(DATA) == made["bt"].read(DATA + 4) == 8
+
+
+_TWICE = f"""
+        mov ebx, 16
+again:  mov eax, {NEAR:#x}
+        test bl, 1
+        jz go
+        mov eax, {FAR:#x}
+go:     jmp eax
+joined: dec ebx
+        jnz again
+over:   jmp over
+{{callee}}
+"""
