@@ -1,0 +1,1 @@
+"""Xen's interface as numbers and structures: one module a subject, no behaviour."""
