@@ -51,19 +51,31 @@ def _translate(machine: Machine) -> TranslatingMonitor:
 
 @dataclass(frozen=True)
 class Mode:
-    """A way to run a guest: `attach` makes the control for a machine whose CPU stands at the guest's entry."""
+    """A way to run a guest: `attach` makes the control for a machine whose CPU stands at the guest's entry.
+
+    `image` says which build of the guest it runs: the `same` as the bare machine, with which it can be compared
+    instruction by instruction, or the `pv` one, made for Xen's interface (a source's with `-D PV`). `knows` is what the
+    mode had to know of the guest, in a few words for a table.
+    """
 
     name: str
     summary: str
     attach: Callable[[Machine], Control]
+    image: Literal["same", "pv"] = "same"
+    knows: str = "nothing"
 
 
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
         Mode("native", "the bare machine: no monitor", _native),
-        Mode("trap", "classical trap-and-emulate: the guest's kernel in ring 1", _trap),
-        Mode("bt", "binary translation: the guest's kernel runs out of a translation cache", _translate),
+        Mode("trap", "classical trap-and-emulate: the guest's kernel in ring 1", _trap, knows="nothing, and is wrong"),
+        Mode(
+            "bt",
+            "binary translation: the guest's kernel runs out of a translation cache",
+            _translate,
+            knows="nothing: reads all its kernel code",
+        ),
     )
 }
 
