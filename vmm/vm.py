@@ -54,8 +54,8 @@ class Mode:
     """A way to run a guest: `attach` makes the control for a machine whose CPU stands at the guest's entry.
 
     `image` says which build of the guest it runs: the `same` as the bare machine, with which it can be compared
-    instruction by instruction, or the `pv` one, made for Xen's interface (a source's with `-D PV`). `knows` is what the
-    mode had to know of the guest, in a few words for a table.
+    instruction by instruction, or the `pv` one, made for Xen's interface (a source's with `-D PV`). `knows` is
+    what the mode had to know of the guest, in a few words for a table.
     """
 
     name: str
@@ -69,7 +69,12 @@ MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
         Mode("native", "the bare machine: no monitor", _native),
-        Mode("trap", "classical trap-and-emulate: the guest's kernel in ring 1", _trap, knows="nothing, and is wrong"),
+        Mode(
+            "trap",
+            "classical trap-and-emulate: the guest's kernel in ring 1",
+            _trap,
+            knows="nothing, and is wrong",
+        ),
         Mode(
             "bt",
             "binary translation: the guest's kernel runs out of a translation cache",
