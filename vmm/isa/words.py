@@ -127,6 +127,24 @@ class PTE(Word):
     G = 1 << 8
 
 
+class PaeEntry(Word):
+    """A 64-bit entry of PAE's tables (SDM 3A 4.4); what a page-directory-pointer entry has of it is P and FRAME."""
+
+    P = 1 << 0
+    RW = 1 << 1
+    US = 1 << 2
+    PWT = 1 << 3
+    PCD = 1 << 4
+    A = 1 << 5
+    D = 1 << 6
+    PS = 1 << 7
+    G = 1 << 8
+    AVAILABLE = 7 << 9
+    FRAME = 0xFFFFFFFFFF << 12
+    HIGH = 0x7FF << 52
+    NX = 1 << 63
+
+
 class DR6(Word):
     BD = 1 << 13
     BS = 1 << 14
