@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from vmm.comparison import (
 from vmm.image.load import load_image
 from vmm.monitor.translator.monitor import TranslatingMonitor
 from vmm.monitor.trap.monitor import TrapMonitor
+from vmm.vm import MODES
 
 MEMORY = 16 << 20
 
@@ -252,23 +255,163 @@ def test_a_run_that_ends_in_a_fault_is_compared_to_its_end(tmp_path: Path) -> No
 
 def test_exits_are_grouped_by_what_they_are_for(vmm: Cli) -> None:
     """The groups of a mode add up to its exits, and only a translator translates."""
-    vmm("compare", GUESTS / "popf.asm")
+    vmm("compare", GUESTS / "popf.asm", "--json")
+    for mode in json.loads(vmm.out)["modes"]:
+        assert sum(mode["groups"].values()) == sum(row["count"] for row in mode["exits"].values())
+        assert ("translation" in mode["groups"]) == (mode["mode"] == "bt")
+        assert set(mode["groups"]) <= set(exits.GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("reason", "group"),
+    [
+        ("OUT", "devices"),
+        ("instruction INS", "devices"),
+        ("instruction MOV", "emulated"),
+        ("hypercall mmu_update", "hypercalls"),
+        ("VMEXIT_CR3_WRITE", "intercepts"),
+        ("VMEXIT_NPF", "nested faults"),
+        ("VMEXIT_EXCP14", "exceptions"),
+        ("external interrupt", "exceptions"),
+        ("never heard of", "emulated"),
+    ],
+)
+def test_each_exit_is_in_a_group(reason: str, group: str) -> None:
+    """Every mode's reasons have a group, by the first word."""
+    assert exits.group_of(reason) == group
+
+
+# Five modes, of which two are the bare machine under another name: what the table makes of any mode.
+
+BOTH = """\
+bits 32
+org 0x100000
+start:  mov esp, 0x200000
+%ifdef PV
+        mov al, 'p'
+        nop
+%else
+        mov al, 'm'
+%endif
+        out 0xE9, al
+        mov al, 10
+        out 0xE9, al
+        mov al, 0
+        out 0xF4, al
+"""
+ONLY_MACHINE = "bits 32\norg 0x100000\n%ifdef PV\n%error not for Xen\n%endif\nstart: cli\n hlt\n"
+
+
+@pytest.fixture
+def five(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modes `hvm` and `pv`, played by the bare machine."""
+    native = MODES["native"]
+    monkeypatch.setitem(MODES, "hvm", replace(native, name="hvm", summary="played", knows="nothing"))
+    pv = replace(native, name="pv", summary="played", image="pv", knows="its source")
+    monkeypatch.setitem(MODES, "pv", pv)
+
+
+def source(folder: Path, text: str) -> Path:
+    path = folder / "guest.asm"
+    path.write_text(text)
+    return path
+
+
+def rows_of(out: str) -> dict[str, list[str]]:
+    """The cells of a table of the terminal's, by row, where no cell is empty."""
+    lines = out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("outcome"))
+    return {
+        words[0]: words[1:] for line in lines[start - 1 : start + 20] if (words := re.split(r"  +", line.strip()))
+    }
+
+
+@pytest.mark.usefixtures("five")
+def test_a_paravirtual_build_is_compared_by_what_it_shows(vmm: Cli) -> None:
+    """Another build of the guest has no state to compare, but a console, an end, and lines that differ."""
+    path = source(vmm.folder, BOTH)
+    assert vmm("compare", path) == 0
+    rows = rows_of(vmm.out)
+    assert rows["native"] == ["trap", "bt", "hvm", "pv"]
+    assert rows["outcome"] == ["exit 1"] * 5
+    assert rows["state"] == ["the reference", "equal", "equal", "equal", "-"]
+    assert rows["console"] == ["1 line", *["1 line, equal"] * 3, "1 line, not equal"]
+    assert rows["lines changed"] == ["0", "0", "0", "0", "-1 +2"]
+    assert rows["exits"] == ["3"] * 5
+    assert "native | m" in vmm.out and "pv     | p" in vmm.out
+    assert "another build, -1 +2 of 7 lines" in vmm.out
+    vmm("compare", path, "--json")
+    *_, pv = json.loads(vmm.out)["modes"]
+    assert pv["compared"] == "console and outcome" and pv["divergence"] is None and not pv["console_equal"]
+    assert pv["lines_changed"] == {"removed": 1, "added": 2, "of": 7}
+
+
+@pytest.mark.usefixtures("five")
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (ONLY_MACHINE, "its source has no paravirtual build: not for Xen"),
+        ("start: cli\n hlt\n", "its source does not ask for PV"),
+        (None, "there is no source"),
+    ],
+)
+def test_a_guest_that_a_mode_cannot_run_is_a_dash(vmm: Cli, text: str | None, why: str) -> None:
+    """By default such a mode is shown as such; asked for by name, it is an error of one line."""
+    path = vmm.guest(HALT) if text is None else source(vmm.folder, text)
+    assert vmm("compare", path) == 0
+    assert rows_of(vmm.out)["outcome"] == ["halt"] * 4 + ["-"]
+    assert f"\npv: {why}" in vmm.out.replace("it is made for the machine, and ", "")
+    assert vmm("compare", path, "--json") == 0
+    assert list(json.loads(vmm.out)["absent"]) == ["pv"]
+    assert vmm("compare", path, "--modes", "native,pv") == 2
+    assert vmm.out == "" and vmm.err.count("\n") == 1
+    assert vmm.err.startswith("vmm: --modes pv: cannot run ")
+
+
+@pytest.mark.usefixtures("five")
+def test_a_guest_that_only_a_paravirtual_mode_can_run_has_no_reference(vmm: Cli) -> None:
+    """Then there is one run, and nothing beside it."""
+    path = source(vmm.folder, BOTH)
+    assert vmm("compare", path, "-D", "PV") == 0
+    rows = rows_of(vmm.out)
+    assert rows["outcome"] == ["-", "-", "-", "-", "exit 1"]
+    assert vmm("compare", path, "-D", "PV", "--modes", "native") == 2
+    assert "--modes native: cannot run" in vmm.err
+
+
+@pytest.mark.usefixtures("five")
+@pytest.mark.parametrize("guest", ["popf", "processes"])
+def test_five_modes_fit_beside_each_other(vmm: Cli, guest: str) -> None:
+    """In 100 columns no line of the table is cut, and each mode keeps its column."""
+    vmm("compare", GUESTS / f"{guest}.asm")
     lines = vmm.out.splitlines()
-    first = next(number for number, line in enumerate(lines) if line.startswith("exits "))
-    _, *sums = lines[first].split()
-    assert len(sums) == 3
-    starts = [lines[5].index(mode) for mode in ("native", "trap", "bt")]
-    totals = [0, 0, 0]
-    names = []
-    for line in lines[first + 1 :]:
-        if not line.startswith("  "):
-            break
-        names.append(line[: starts[0]].strip())
-        for mode, (start, end) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
-            totals[mode] += int(line[start:end].strip().replace(",", "") or 0)
-    assert [f"{total:,}" for total in totals] == sums
-    assert names == [name for name in exits.GROUPS if name in names]
-    assert "translation" in names and "emulated" in names
+    start = next(number for number, line in enumerate(lines) if line.startswith("outcome"))
+    end = lines.index("", start)
+    assert all(len(line) <= 100 for line in lines[start - 1 : end])
+    starts = [lines[start - 1].index(mode) for mode in MODES]
+    for line in lines[start : start + 2]:
+        assert all(line.ljust(100)[at - 1] == " " for at in starts)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines[start - 1 : end])
+
+
+def test_what_a_run_takes_is_measured(vmm: Cli) -> None:
+    """Memory is some megabytes, not this process's; a translator executes more code than the guest has."""
+    vmm("compare", GUESTS / "popf.asm", "--json", "--modes", "native,trap,bt")
+    native, _, bt = json.loads(vmm.out)["modes"]
+    assert native["ratio"] == 1 and bt["ratio"] > 0
+    assert bt["code_bytes"] > 2 * native["code_bytes"] > 0
+    assert native["image_bytes"] == bt["image_bytes"] >= native["code_bytes"]
+    for mode in (native, bt):
+        assert mode["peak_memory"] is None or 0 < mode["peak_memory"] < 16 << 20
+
+
+def test_code_is_counted_once(tmp_path: Path) -> None:
+    """A loop's code counts once, whatever blocks the CPU makes of it, and what is not executed not at all."""
+    code = bytes.fromhex("b90a000000 49 75fd eb05 9090909090") + HALT
+    path = tmp_path / "guest.bin"
+    path.write_bytes(code)
+    (native,) = Comparer(load_image(path, memory=MEMORY)).compare(["native"]).runs
+    assert native.code == len(code) - 5
 
 
 def test_a_mistake_of_a_monitor_is_called_a_bug(vmm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,12 +434,12 @@ def test_a_mistake_of_a_monitor_is_called_a_bug(vmm: Cli, monkeypatch: pytest.Mo
 
 
 def test_the_demonstration_fits_on_a_screen(vmm: Cli) -> None:
-    """`vmm compare guests/popf.asm`: right on native, wrong under trap, POPF named with its rule; 80 by 40."""
+    """`vmm compare guests/popf.asm`: right on native, wrong under trap, POPF named with its rule; 50 lines."""
     assert vmm("compare", GUESTS / "popf.asm") == 0
     lines = vmm.out.splitlines()
-    assert len(lines) <= 40
-    assert lines[5].split() == ["native", "trap", "bt"]
-    assert lines[-1].startswith("No difference under bt:")
+    assert len(lines) <= 50
+    assert lines[len(MODES) + 2].split() == list(MODES)
+    assert lines[-1].startswith("No difference under bt")
     assert "native | verdict: RIGHT, POPF set and cleared the interrupt flag" in lines
     assert any(line.startswith("trap   | verdict: WRONG") for line in lines)
     assert any(line.startswith(">   43  popf") for line in lines)
@@ -307,11 +450,12 @@ def test_the_demonstration_fits_on_a_screen(vmm: Cli) -> None:
 
 def test_the_comparison_as_json(vmm: Cli) -> None:
     """The JSON has a row a mode, and for the one that diverged the instruction, its source and its row."""
-    assert vmm("compare", GUESTS / "popf.asm", "--json") == 0
+    assert vmm("compare", GUESTS / "popf.asm", "--json", "--modes", "native,trap,bt") == 0
     found = json.loads(vmm.out)
     assert found["guest"] == str(GUESTS / "popf.asm")
     native, trap, bt = found["modes"]
-    keys = ["mode", "outcome", "console_equal", "exits", "instructions", "seconds", "divergence"]
+    keys = ["mode", "image", "knows", "compared", "outcome", "console_equal", "exits", "instructions", "seconds"]
+    keys += ["ratio", "code_bytes", "image_bytes", "lines_changed", "peak_memory", "divergence", "groups"]
     assert list(native) == list(trap) == list(bt) == keys
     for right in (native, bt):
         assert right["divergence"] is None and right["console_equal"]

@@ -8,12 +8,15 @@ states only the mode can make a difference, and whatever differed before that mo
 The hard part is to find that moment without comparing after each of a hundred million instructions. The run
 is sampled; the interval between the last equal sample and the next is run again from the start and sampled
 more finely, until the interval is one instruction.
+
+A mode that runs another build of the guest (`Mode.image`) executes other instructions at other addresses. Of it
+only what a user sees is compared: the console, and the way it ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 
 from vmm.errors import Interrupted
@@ -25,11 +28,13 @@ from vmm.isa.descriptors import RPL
 from vmm.isa.row import Row
 from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags
-from vmm.lockstep import Difference, Pair, Side, difference, field, same
+from vmm.lockstep import Difference, Pair, Side, difference, same
+from vmm.lockstep import field as flag
 from vmm.machine.cpu import layout as at
 from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
-from vmm.vm import Result, VirtualMachine
+from vmm.measures import Changed, CodeMeter, MemoryMeter, changed_lines, image_bytes
+from vmm.vm import MODES, Result, VirtualMachine
 
 REFERENCE = "native"
 DEFAULT_LIMIT = 100_000_000  # instructions that each run may take
@@ -99,16 +104,30 @@ def row_json(row: Row) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class ModeRun:
-    """One mode's run beside the reference's."""
+    """One mode's run beside the reference's.
+
+    `by_state`: every register and byte was compared, not the console and the end alone. `console_equal` is True, too,
+    where there is no reference. `ratio` is the time's to the reference's; `code` and `memory` in bytes, as `measures`
+    has them; `changed` only where the build is another than the reference's, and both have a source.
+    """
 
     result: Result
     console_equal: bool
     divergence: Divergence | None
+    by_state: bool
+    ratio: float | None
+    code: int
+    memory: int | None
+    image: int  # bytes of the guest as it was loaded
+    changed: Changed | None = None
 
     def as_json(self) -> dict[str, object]:
-        result, outcome = self.result, self.result.outcome
+        result, outcome, changed = self.result, self.result.outcome, self.changed
         return {
             "mode": result.mode,
+            "image": MODES[result.mode].image,
+            "knows": MODES[result.mode].knows,
+            "compared": "state" if self.by_state else "console and outcome",
             "outcome": {"kind": outcome.kind, "status": outcome.status, "detail": outcome.detail},
             "console_equal": self.console_equal,
             "exits": {
@@ -117,17 +136,29 @@ class ModeRun:
             },
             "instructions": result.instructions,
             "seconds": result.seconds,
+            "ratio": self.ratio,
+            "code_bytes": self.code,
+            "image_bytes": self.image,
+            "lines_changed": None
+            if changed is None
+            else {"removed": changed.removed, "added": changed.added, "of": changed.of},
+            "peak_memory": self.memory,
             "divergence": self.divergence.as_json() if self.divergence else None,
         }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs, in the order asked for; `reference` is the bare machine's, asked for or not."""
+    """The runs, in the order asked for; `reference` is the bare machine's, asked for or not.
+
+    There is none of a guest that only a paravirtual interface can run. `absent` has the modes that cannot run the
+    guest, and why.
+    """
 
     guest: str
-    reference: Result
+    reference: Result | None
     runs: tuple[ModeRun, ...]
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def explained(self) -> bool:
@@ -135,21 +166,38 @@ class Comparison:
         return all(run.divergence is None or run.divergence.explained for run in self.runs)
 
     def as_json(self) -> dict[str, object]:
-        return {"guest": self.guest, "modes": [run.as_json() for run in self.runs]}
+        runs = [run.as_json() for run in self.runs]
+        return {"guest": self.guest, "modes": runs, "absent": dict(self.absent)}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A whole run, and what it took."""
+
+    side: Side
+    result: Result
+    code: int
+    memory: int | None
 
 
 class Comparer:
-    """Compares modes on one guest. Another thread may `stop` it: what runs then raises `Interrupted`."""
+    """Compares modes on one guest. Another thread may `stop` it: what runs then raises `Interrupted`.
+
+    `image` is the build that the bare machine runs, `pv` the paravirtual one; one of them may be missing.
+    """
 
     def __init__(
         self,
-        image: Image,
+        image: Image | None,
         *,
+        pv: Image | None = None,
         memory: int = 16 << 20,
         console_input: bytes = b"",
         max_instructions: int = DEFAULT_LIMIT,
     ) -> None:
-        self._image, self._memory, self._input = image, memory, console_input
+        assert image is not None or pv is not None
+        self._images = {"same": image, "pv": pv}
+        self._memory, self._input = memory, console_input
         self._limit = max_instructions
         self._current: tuple[VirtualMachine, ...] = ()
         self._stopped = False
@@ -161,35 +209,58 @@ class Comparer:
 
     def compare(self, modes: Iterable[str]) -> Comparison:
         """Run the guest in each of `modes` (names of `vm.MODES`) and on the bare machine."""
-        reference, result = self._whole(REFERENCE)
-        runs = []
-        for mode in modes:
-            if mode == REFERENCE:
-                runs.append(ModeRun(result, True, None))
-                continue
-            other, other_result = self._whole(mode)
-            equal = result.console == other_result.console
-            end = max(result.instructions, other_result.instructions) + 1  # an ending fault retires nothing
-            divergence = None if same(reference, other) else self._search(mode, end)
-            runs.append(ModeRun(other_result, equal, divergence))
-        return Comparison(self._image.name, result, tuple(runs))
+        reference = self._whole(REFERENCE) if self._images["same"] is not None else None
+        runs = [
+            self._beside(reference, reference)
+            if mode == REFERENCE and reference is not None
+            else self._beside(self._whole(mode), reference)
+            for mode in modes
+        ]
+        image = self._images["same"] or self._images["pv"]
+        assert image is not None
+        return Comparison(image.name, reference.result if reference else None, tuple(runs))
+
+    def _beside(self, run: _Run, reference: _Run | None) -> ModeRun:
+        result, by_state = run.result, MODES[run.result.mode].image == "same"
+        divergence = changed = ratio = None
+        equal = True
+        image = run.side.vm.image
+        if reference is not None:
+            equal = reference.result.console == result.console
+            ratio = result.seconds / reference.result.seconds
+            if by_state and run is not reference and not same(reference.side, run.side):
+                # One more than either: an ending fault retires nothing.
+                end = max(reference.result.instructions, result.instructions) + 1
+                divergence = self._search(result.mode, end)
+            if not by_state and image.lines and reference.side.vm.image.lines:
+                changed = changed_lines(reference.side.vm.image, image)
+        size = image_bytes(image)
+        return ModeRun(result, equal, divergence, by_state, ratio, run.code, run.memory, size, changed)
 
     def _make(self, *modes: str) -> list[Side]:
         """Machines at the guest's entry; the only ones that `stop` has to reach."""
-        machines = [
-            VirtualMachine(self._image, mode, memory=self._memory, console_input=self._input)
-            for mode in modes
-        ]
+        machines = []
+        for mode in modes:
+            image = self._images[MODES[mode].image]
+            assert image is not None, f"{mode} cannot run this guest"
+            machines.append(
+                VirtualMachine(image, mode, memory=self._memory, console_input=self._input)
+            )
         self._current = tuple(machines)
         if self._stopped:
             raise Interrupted("interrupted")
         return [Side(vm) for vm in machines]
 
-    def _whole(self, mode: str) -> tuple[Side, Result]:
+    def _whole(self, mode: str) -> _Run:
+        self._make(mode)  # what is loaded for the first machine of a mode is not its guest's
+        self._current = ()
+        meter = MemoryMeter()
         (side,) = self._make(mode)
+        code = CodeMeter(side.vm.machine)
         result = side.vm.run(self._limit)
+        peak = meter.peak()
         side.note(result.outcome)
-        return side, result
+        return _Run(side, result, code.bytes(), peak)
 
     def _search(self, mode: str, end: int) -> Divergence:
         """The divergence of `mode`, whose state differs from the reference's after `end` instructions."""
@@ -298,7 +369,7 @@ def _should(
         detail = f" ({other.ended.detail})" if other.ended else ""
         parts.append(f"{REFERENCE}: {right}; {mode}: {wrong}{detail}")
     for name, pair in apart.flags.items():
-        parts.append(_became(name, field(before["eflags"], name), pair, str))
+        parts.append(_became(name, flag(before["eflags"], name), pair, str))
     for name, pair in apart.registers.items():
         if name != "eflags" and (name != "eip" or len(apart.registers) == 1):
             parts.append(_became(name.upper(), before[name], pair, hex))

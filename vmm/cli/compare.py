@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm.cli import exits, status, values
-from vmm.cli.guest import image_of
+from vmm.cli import status, values
+from vmm.cli.builds import builds_of, refuse
+from vmm.cli.exits import grouped
 from vmm.cli.interrupts import Interrupts
 from vmm.cli.rows import class_text
+from vmm.cli.table import Cell, lines_of, notes_of
 from vmm.cli.terminal import page, printable
 from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, Divergence, ModeRun
-from vmm.machine.machine import Outcome
 from vmm.vm import MODES
 
 if TYPE_CHECKING:
@@ -29,113 +31,96 @@ MOST_LINES, LONGEST_LINE = 2000, 400  # of a console, that are looked at to show
 
 def compare(options: argparse.Namespace) -> int:
     """The command; returns the exit status."""
-    modes = values.modes(options.modes, MODES)
+    modes = list(MODES) if options.modes is None else values.modes(options.modes, MODES)
     memory = values.memory_size(options.memory)
     limit = DEFAULT_LIMIT
     if options.max_instructions is not None:
         limit = values.count("--max-instructions", options.max_instructions)
     console_input = values.input_bytes(options.input)
-    image = image_of(options, memory)
-    comparer = Comparer(image, memory=memory, console_input=console_input, max_instructions=limit)
+    builds = builds_of(options, memory, modes)
+    if options.modes is not None:
+        refuse(options.guest, builds, modes)
+    absent = builds.absent(modes)
+    comparer = Comparer(
+        builds.same, pv=builds.pv, memory=memory, console_input=console_input, max_instructions=limit
+    )
     with Interrupts(comparer.stop):
-        comparison = comparer.compare(modes)
+        comparison = comparer.compare(mode for mode in modes if mode not in absent)
+    comparison = replace(comparison, absent=absent)
     if options.json:
         print(json.dumps(_as_json(options.guest, comparison), indent=2))
     else:
         with page() as out:
-            _show(out, options.guest, comparison)
+            _show(out, options.guest, comparison, modes)
     return status.OK if comparison.explained else status.UNEXPLAINED
 
 
 def _as_json(guest: str, comparison: Comparison) -> dict[str, object]:
     """The comparison's own JSON; an outcome's `status` is what `run` would have ended with."""
+    shown = comparison.as_json()
     modes = [run.as_json() for run in comparison.runs]
-    for shown, run in zip(modes, comparison.runs, strict=True):
+    for row, run in zip(modes, comparison.runs, strict=True):
         outcome = run.result.outcome
         code = status.of_outcome(outcome.kind, outcome.status)
-        shown["outcome"] = {"kind": outcome.kind, "status": code, "detail": outcome.detail}
-    return {"guest": guest, "modes": modes}
+        row["outcome"] = {"kind": outcome.kind, "status": code, "detail": outcome.detail}
+        row["groups"] = grouped(run.result.exits)
+    return shown | {"guest": guest, "modes": modes}
 
 
-def _show(out: Console, guest: str, comparison: Comparison) -> None:
+def _show(out: Console, guest: str, comparison: Comparison, modes: list[str]) -> None:
     from rich.text import Text
 
-    out.print(Text(f"{printable(guest)}, the same image in each mode", style="bold"))
-    for run in comparison.runs:
-        out.print(Text(f"  {run.result.mode:<6}  {MODES[run.result.mode].summary}", style="dim"))
+    out.print(Text(f"{printable(guest)}, one guest in each mode", style="bold"))
+    width = max(map(len, modes))
+    for mode in modes:
+        out.print(Text(f"  {mode:<{width}}  {MODES[mode].summary}", style="dim"))
     out.print()
-    out.print(_summary(comparison))
+    out.print(_summary(comparison, modes))
+    for note in notes_of(comparison):
+        out.print(Text(note, style="dim"))
     equal = []
     for run in comparison.runs:
         if not run.console_equal:
             _show_consoles(out, comparison, run)
         if run.divergence is not None:
             _show_divergence(out, run, run.divergence)
-        elif run.result.mode != REFERENCE:
+        elif run.result.mode != REFERENCE and run.by_state:
             equal.append(run.result.mode)
     if equal:
-        where = "" if len(equal) == len(comparison.runs) - 1 else f" under {' and '.join(equal)}"
+        others = sum(run.result.mode != REFERENCE for run in comparison.runs)
+        where = "" if len(equal) == others else f" under {' and '.join(equal)}"
         out.print()
         out.print(
             Text(f"No difference{where}: every register, every byte of memory, the console and the end.")
         )
 
 
-def outcome_text(outcome: Outcome) -> str:
-    """`exit 1`, `halt`, ..."""
-    return f"exit {outcome.status}" if outcome.kind == "exit" else outcome.kind
+_STYLES = {"": "", "right": "green", "wrong": "bold red"}
 
 
-def _summary(comparison: Comparison) -> RenderableType:
+def _summary(comparison: Comparison, modes: list[str]) -> RenderableType:
     """A column a mode."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-    table.add_column("")
-    for run in comparison.runs:
-        table.add_column(Text(run.result.mode))
-    reference = comparison.reference
+    def text(cell: Cell, inner: bool) -> Text:
+        return Text(f"  {cell.text}" if inner and cell.text else cell.text, _STYLES[cell.tone])
 
-    def row(name: str, *cells: Text | str) -> None:
-        table.add_row(Text(name, style="dim"), *cells)
-
-    wrong = "bold red"
-    row(
-        "outcome",
-        *(
-            Text(
-                outcome_text(run.result.outcome),
-                "green" if run.result.outcome == reference.outcome else wrong,
-            )
-            for run in comparison.runs
-        ),
-    )
-    row("console", *(_console_cell(run) for run in comparison.runs))
-    row("exits", *(f"{sum(r.count for r in run.result.exits.rows.values()):,}" for run in comparison.runs))
-    groups = [exits.grouped(run.result.exits) for run in comparison.runs]
-    for name in exits.GROUPS:
-        if any(name in counts for counts in groups):
-            row(f"  {name}", *(f"  {counts[name]:,}" if name in counts else "" for counts in groups))
-    row("instructions", *(f"{run.result.instructions:,}" for run in comparison.runs))
-    row("seconds", *(f"{run.result.seconds:.3f}" for run in comparison.runs))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for mode in modes:
+        table.add_column(Text(mode))
+    for line in lines_of(comparison, modes):
+        name = f"  {line.name}" if line.inner else line.name
+        table.add_row(Text(name, style="dim"), *(text(cell, line.inner) for cell in line.cells))
     return table
-
-
-def _console_cell(run: ModeRun) -> Text:
-    from rich.text import Text
-
-    lines = run.result.console.count(b"\n")
-    size = f"{lines} line{'s' if lines != 1 else ''}"
-    if run.result.mode == REFERENCE:
-        return Text(size)
-    return Text(f"{size}, equal", "green") if run.console_equal else Text(f"{size}, WRONG", "bold red")
 
 
 def _show_consoles(out: Console, comparison: Comparison, run: ModeRun) -> None:
     """The lines in which the consoles differ, each below the other."""
     from rich.text import Text
 
+    assert comparison.reference is not None
     names = (REFERENCE, run.result.mode)
     right, wrong = (
         [

@@ -7,23 +7,37 @@ import sys
 from vmm.cli.terminal import page
 from vmm.events import ExitTable
 
-# By the first word of an exit's reason; what is in no group is "emulated".
+# By the first word of an exit's reason, or how it begins; what is in no group is "emulated".
 GROUPS = {
-    "devices": ("IN", "OUT"),
+    "devices": ("IN", "OUT", "VMEXIT_IOIO"),
     "emulated": ("emulated", "call-out", "CPUID", "RDTSC", "SYSENTER", "instruction"),
-    "exceptions": ("exception", "INT", "external", "hlt"),  # interrupts too, and waiting for them
+    "hypercalls": ("hypercall",),
+    "intercepts": ("VMEXIT_",),
+    "exceptions": ("exception", "INT", "external", "hlt", "VMEXIT_EXCP", "VMEXIT_HLT"),  # and interrupts
+    "events injected": ("injected", "event", "upcall"),
     "translation": ("link", "look-up", "return", "changed"),
     "hidden faults": ("hidden",),
+    "nested faults": ("VMEXIT_NPF",),
 }
 _GROUP_OF = {word: name for name, words in GROUPS.items() for word in words}
 _STRING_PORTS = ("instruction INS", "instruction OUTS")
+
+
+def group_of(reason: str) -> str:
+    """The group of an exit."""
+    if reason.startswith(_STRING_PORTS):
+        return "devices"
+    word = reason.split()[0]
+    if word.startswith("VMEXIT_EXCP"):
+        word = "VMEXIT_EXCP"
+    return _GROUP_OF.get(word) or ("intercepts" if word.startswith("VMEXIT_") else "emulated")
 
 
 def grouped(exits: ExitTable) -> dict[str, int]:
     """How many exits there were of each group; groups without any are left out."""
     counts: dict[str, int] = {}
     for reason, row in exits.rows.items():
-        name = "devices" if reason.startswith(_STRING_PORTS) else _GROUP_OF.get(reason.split()[0], "emulated")
+        name = group_of(reason)
         counts[name] = counts.get(name, 0) + row.count
     return counts
 

@@ -201,7 +201,7 @@ def _add_compare(commands: Commands[Parser]) -> None:
     parser = _command(commands, "compare", "run a guest in several modes and find where they part")
     _guest_options(parser)
     add = parser.add_argument
-    add("--modes", default="native,trap,bt", help="by commas (default native,trap,bt)")
+    add("--modes", help="by commas (default: all that can run the guest)")
     add("--max-instructions", metavar="N", help="stop each run after so many (default 100 million)")
     add("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=_compare)

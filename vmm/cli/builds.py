@@ -1,0 +1,69 @@
+"""Which builds of a guest there are: the one for the machine, and the one for Xen's interface.
+
+A source has the second if it can be assembled with `-D PV` and then is another guest than without.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import dataclass
+from typing import Literal
+
+from vmm.cli import values
+from vmm.cli.guest import image_of
+from vmm.errors import AssemblyError, ImageError, UsageError
+from vmm.image.image import Image
+from vmm.image.load import is_source
+from vmm.vm import MODES
+
+PV = "PV"  # the name that a source looks at
+
+
+@dataclass(frozen=True)
+class Builds:
+    """The images by `Mode.image`; where there is none, `missing` says why in a few words."""
+
+    same: Image | None
+    pv: Image | None
+    missing: dict[Literal["same", "pv"], str]
+
+    def absent(self, modes: Iterable[str]) -> dict[str, str]:
+        """Those of `modes` that cannot run this guest, and why."""
+        return {mode: self.missing[kind] for mode in modes if (kind := MODES[mode].image) in self.missing}
+
+
+def builds_of(options: argparse.Namespace, memory: int, modes: Iterable[str]) -> Builds:
+    """What the guest that `options` name can be for `modes`; raises as `image_of`."""
+    kinds = {MODES[mode].image for mode in modes} | {"same"}
+    image = image_of(options, memory)
+    source = is_source(values.path(options.guest))
+    if source and PV in values.defines(options.defines):
+        return Builds(
+            None, image, {"same": f"-D {PV} makes a guest that only a paravirtual interface can run"}
+        )
+    if "pv" not in kinds:
+        return Builds(image, None, {})
+    if not source:
+        return Builds(
+            image, None, {"pv": "it is made for the machine, and there is no source to make another of"}
+        )
+    wanted = copy(options)
+    wanted.defines = [*options.defines, PV]
+    try:
+        pv = image_of(wanted, memory)
+    except AssemblyError as error:
+        what = error.what.removeprefix("%error: ")
+        return Builds(image, None, {"pv": f"its source has no paravirtual build: {what}"})
+    except ImageError as error:
+        return Builds(image, None, {"pv": f"its source has no paravirtual build: {error}"})
+    if pv.segments == image.segments:
+        return Builds(image, None, {"pv": f"its source does not ask for {PV}: it has no paravirtual build"})
+    return Builds(image, pv, {})
+
+
+def refuse(guest: str, builds: Builds, asked: Iterable[str]) -> None:
+    """Raise `UsageError` if one of the modes that were asked for by name cannot run the guest."""
+    for mode, why in builds.absent(asked).items():
+        raise UsageError(f"--modes {mode}: cannot run {guest}: {why}")
