@@ -44,6 +44,7 @@ class Memory:
             ) from None
         self.bytes = memoryview(self._map)
         self.words = self.bytes.cast("I")
+        self.quads = self.bytes.cast("Q")
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._stand_ins = mmap.mmap(-1, 2 * PAGE)
         self._stand_ins[:PAGE] = b"\xff" * PAGE

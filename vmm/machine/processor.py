@@ -11,12 +11,12 @@ from typing import Protocol
 
 from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
 from vmm.isa.vectors import Vector
-from vmm.isa.words import CR0, CR4, PTE
+from vmm.isa.words import CR0, CR4, PTE, PaeEntry
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.delivery import Fault, TaskState
 from vmm.machine.memory import EXTENDED_START, Memory
-from vmm.machine.paging import PageFault, Translation, walk
+from vmm.machine.paging import PageFault, Translation, pae_directory, pae_pointer, pae_table, walk, wide_mask
 
 FETCHED_LIMIT = 1 << 14
 
@@ -50,6 +50,12 @@ class Linear:
         self._walks: dict[
             tuple[int, bool, bool, int, int, int, int], tuple[int, int, int, int, Translation]
         ] = {}
+        # The same with PAE's tables: three entries, and whether they forbid execution.
+        self._pae_walks: dict[
+            tuple[int, bool, bool, bool, bool, int, int, int],
+            tuple[tuple[int, int], tuple[int, int], tuple[int, int], Translation],
+        ] = {}
+        self.no_execute = False  # EFER.NXE; the processor that a guest is shown has none
         self._fetched: dict[int, int] = {}  # frames by linear page number, see `code`
         # The same, of translations that hold, from a monitor that knows when they end; it is told of new ones.
         self.known: dict[int, int] | None = None
@@ -65,11 +71,16 @@ class Linear:
         self._a20_mask = mask
         self.on_a20()
 
-    def translate(self, address: int, *, write: bool, user: bool, mark: bool = True) -> Translation:
+    def translate(
+        self, address: int, *, write: bool, user: bool, mark: bool = True, fetch: bool = False
+    ) -> Translation:
+        """Raises `PageFault`. `fetch` matters where PAE's tables can forbid execution."""
         s = self.source
         cr0, cr3, cr4 = s.cr0, s.cr3, s.cr4
         if not cr0 & CR0.PG:
             return Translation(address & 0xFFFFF000 & self._a20_mask, True)
+        if cr4 & CR4.PAE:
+            return self._translate_pae(cr0, cr3, cr4, address, write, user, mark, fetch)
         key = (address >> 12, write, user, cr0 & CR0.WP, cr3, cr4 & CR4.PSE, self._a20_mask)
         known, words = self._walks.get(key), self._memory.words
         if known is not None and words[known[0]] == known[1] and words[known[2]] == known[3]:
@@ -77,6 +88,41 @@ class Linear:
         found = walk(self._memory, cr0, cr3, cr4, self._a20_mask, address, write=write, user=user, mark=mark)
         if mark:
             self._remember(key, cr3, cr4, address, found)
+        return found
+
+    def _translate_pae(
+        self, cr0: int, cr3: int, cr4: int, address: int, write: bool, user: bool, mark: bool, fetch: bool
+    ) -> Translation:
+        memory, a20 = self._memory, self._a20_mask
+        key = (address >> 12, write, user, fetch, self.no_execute, cr0 & CR0.WP, cr3, a20)
+        known, quads = self._pae_walks.get(key), memory.quads
+        if known is not None:
+            pointer, directory, table, found = known
+            if (
+                quads[table[0]] == table[1]
+                and quads[directory[0]] == directory[1]
+                and quads[pointer[0]] == pointer[1]
+            ):
+                return found
+        found = walk(
+            memory, cr0, cr3, cr4, a20, address,
+            write=write, user=user, mark=mark, fetch=fetch, no_execute=self.no_execute,
+        )  # fmt: skip
+        if mark:
+            mask = wide_mask(a20)
+            at = pae_pointer(cr3, address, mask)
+            on_the_way = []
+            for level in (pae_directory, pae_table, None):
+                if at % 8 or not memory.is_ram(at):
+                    return found
+                entry = quads[at >> 3]
+                on_the_way.append((at >> 3, entry))
+                if level is None or level is pae_table and entry & PaeEntry.PS:
+                    break
+                at = level(entry, address, mask)
+            if len(self._pae_walks) >= FETCHED_LIMIT:
+                self._pae_walks.clear()
+            self._pae_walks[key] = on_the_way[0], on_the_way[1], on_the_way[-1], found
         return found
 
     def _remember(
