@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from unicorn import x86_const
 
 from vmm.errors import UsageError
+from vmm.monitor.hardware.checks import check
 from vmm.monitor.hardware.exits import ExitCode
 from vmm.monitor.hardware.intercepts import (
     EFER,
@@ -231,8 +232,10 @@ def guest_exit(code: str, policy: Intercepts, ecx: int = 0) -> int | None:
     vmcb.msrpm_base_pa, vmcb.iopm_base_pa, vmcb.guest_asid = MSR_MAP, IO_MAP, 1
     vmcb.efer, vmcb.cr0, vmcb.rflags, vmcb.rip, vmcb.rsp = 1 << 12, 0x11, 2, GUEST, 0x30000
     data, code_segment = (0x10, 0xC93, 0xFFFF_FFFF, 0), (0x08, 0xC9B, 0xFFFF_FFFF, 0)
-    tables = (0, 0, 0x3F, 0x2000) * 4
-    SEGMENTS.write(vmcb, *data, *code_segment, *data * 4, *tables)
+    tables, task = (0, 0, 0x3F, 0x2000) * 3, (0x28, 0x89, 0x67, 0x3000)
+    SEGMENTS.write(vmcb, *data, *code_segment, *data * 4, *tables, *task)
+    refused = {failure.field for failure in check(vmcb)}
+    assert refused <= {"intercept_misc2"}, "what VMRUN itself would refuse proves nothing"
     uc.mem_write(CONTROL, bytes(vmcb))
     uc.mem_write(MSR_MAP, policy.msr_map())
     uc.mem_write(IO_MAP, b"\xff" * 0x3000)
