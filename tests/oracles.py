@@ -7,12 +7,15 @@ import shutil
 
 import pytest
 
+PACKAGES = {"nasm": "nasm", "chromium": "chromium"}  # of Debian; every other tool is QEMU's
+
 
 def require(tool: str) -> str:
-    """The path of `tool` (nasm, qemu-system-i386); a missing one skips the test, and fails it where CI is set."""
+    """The path of `tool` (nasm, qemu-system-i386, chromium); a missing one skips the test, and fails it in CI."""
     path = shutil.which(tool)
     if path is None:
-        message = f"{tool} is not installed: install Debian's nasm and qemu-system-x86 to run this comparison"
+        package = PACKAGES.get(tool, "qemu-system-x86")
+        message = f"{tool} is not installed: install Debian's {package} to run this comparison"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)

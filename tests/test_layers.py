@@ -29,6 +29,8 @@ DOORS = {
     "capstone": ("isa",),
     "elftools": ("image",),
     "rich": ("cli",),
+    "matplotlib": ("cli",),
+    "jinja2": ("cli",),
 }
 
 

@@ -20,7 +20,7 @@ STATUSES = {"run": {0, 1, 3}, "compare": {0}, "classify": {0}, "build": {0}}
 def run(command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "vmm"]
-    words = [str(folder / w) if folder and w.endswith((".elf", ".txt")) else w for w in words[1:]]
+    words = [str(folder / w) if folder and w.endswith((".elf", ".txt", ".html")) else w for w in words[1:]]
     environment = {"PATH": "/usr/bin:/bin", "COLUMNS": "100", "NO_COLOR": "1"}
     return subprocess.run(
         [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from vmm.cli import status, values
+from vmm.cli import differences, status, values
 from vmm.cli.builds import builds_of, refuse
 from vmm.cli.exits import grouped
+from vmm.cli.guest import check_distinct, open_output
 from vmm.cli.interrupts import Interrupts
-from vmm.cli.rows import class_text
 from vmm.cli.table import Cell, lines_of, notes_of
 from vmm.cli.terminal import page, printable
 from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, Divergence, ModeRun
+from vmm.errors import OutputError, UsageError
 from vmm.vm import MODES
 
 if TYPE_CHECKING:
@@ -25,8 +29,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SHOWN_LINES = 12  # of the consoles' differences
-TAB = 4
-MOST_LINES, LONGEST_LINE = 2000, 400  # of a console, that are looked at to show differences
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -37,10 +39,14 @@ def compare(options: argparse.Namespace) -> int:
     if options.max_instructions is not None:
         limit = values.count("--max-instructions", options.max_instructions)
     console_input = values.input_bytes(options.input)
+    check_distinct(options.guest, {"--html": options.html})
+    if options.html is not None:
+        _need_libraries(options.html)
     builds = builds_of(options, memory, modes)
     if options.modes is not None:
         refuse(options.guest, builds, modes)
     absent = builds.absent(modes)
+    html = None if options.html is None else open_output("--html", options.html)
     comparer = Comparer(
         builds.same, pv=builds.pv, memory=memory, console_input=console_input, max_instructions=limit
     )
@@ -52,7 +58,48 @@ def compare(options: argparse.Namespace) -> int:
     else:
         with page() as out:
             _show(out, options.guest, comparison, modes)
+    if html is not None:
+        _write_page(html, options, comparison, modes)
     return status.OK if comparison.explained else status.UNEXPLAINED
+
+
+def _need_libraries(name: str) -> None:
+    """Raise `UsageError` where what makes the page is not installed: a run must not be for nothing."""
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
+    if missing:
+        what = " and ".join(missing)
+        raise UsageError(f"--html {name}: needs {what}: install with pip install 'vmm[html]'")
+
+
+def _write_page(descriptor: int, options: argparse.Namespace, comparison: Comparison, modes: list[str]) -> None:
+    """Write the page to the open file; raises `OutputError`."""
+    from vmm.cli.html.page import render
+
+    text = render(options.guest, _command(options), comparison, modes)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"--html {options.html}: {error.strerror}") from None
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command line that makes the same page, as far as it matters."""
+    words = ["python", "-m", "vmm", "compare", options.guest]
+    words += [word for define in options.defines for word in ("-D", define)]
+    for option, value, usual in (
+        ("--modes", options.modes, None),
+        ("-m", options.memory, "16M"),
+        ("--load", options.load, None),
+        ("--entry", options.entry, None),
+        ("--append", options.append, ""),
+        ("--input", options.input, None),
+        ("--max-instructions", options.max_instructions, None),
+        ("--html", options.html, None),
+    ):
+        if value != usual:
+            words += [option, value]
+    return shlex.join(words)
 
 
 def _as_json(guest: str, comparison: Comparison) -> dict[str, object]:
@@ -117,44 +164,19 @@ def _summary(comparison: Comparison, modes: list[str]) -> RenderableType:
 
 
 def _show_consoles(out: Console, comparison: Comparison, run: ModeRun) -> None:
-    """The lines in which the consoles differ, each below the other."""
     from rich.text import Text
 
-    assert comparison.reference is not None
-    names = (REFERENCE, run.result.mode)
-    right, wrong = (
-        [
-            printable(line[:LONGEST_LINE].expandtabs(TAB))
-            for line in data.decode(errors="replace").splitlines()[:MOST_LINES]
-        ]
-        for data in (comparison.reference.console, run.result.console)
-    )
-    width = max(map(len, names))
-    shown = [
-        Text(f"{name:<{width}} | {line}", style)
-        for pair in _differing_lines(right, wrong)
-        for name, style, lines in zip(names, ("green", "red"), pair, strict=True)
-        for line in lines
-    ]
+    shown = differences.consoles(comparison, run)
+    width = max(len(REFERENCE), len(run.result.mode))
     out.print()
     out.print(Text("Where the consoles differ", style="bold"))
-    for text in shown[:SHOWN_LINES]:
-        out.print(text, no_wrap=True, overflow="ellipsis")
+    for line in shown[:SHOWN_LINES]:
+        style = {"right": "green", "wrong": "red"}[line.tone]
+        out.print(Text(f"{line.mode:<{width}} | {line.text}", style), no_wrap=True, overflow="ellipsis")
     if len(shown) > SHOWN_LINES:
         out.print(Text(f"... and {len(shown) - SHOWN_LINES} more lines", style="dim"))
     if not shown:
-        out.print(f"past the first {MOST_LINES} lines, or only in white space")
-
-
-def _differing_lines(right: list[str], wrong: list[str]) -> list[tuple[list[str], list[str]]]:
-    """Pairs of stretches that differ; texts of the same length are taken to correspond line by line."""
-    if len(right) == len(wrong):
-        return [([a], [b]) for a, b in zip(right, wrong, strict=True) if a != b]
-    import difflib
-
-    matcher = difflib.SequenceMatcher(None, right, wrong, autojunk=False)
-    codes = matcher.get_opcodes()
-    return [(right[i1:i2], wrong[j1:j2]) for tag, i1, i2, j1, j2 in codes if tag != "equal"]
+        out.print(differences.NOTHING_SHOWN)
 
 
 def _show_divergence(out: Console, run: ModeRun, found: Divergence) -> None:
@@ -162,40 +184,20 @@ def _show_divergence(out: Console, run: ModeRun, found: Divergence) -> None:
     from rich.text import Text
 
     out.print()
-    what = "broke it"
-    if run.console_equal and run.result.outcome.kind != "error":
-        what = "made a difference that the console does not show"
-    title = Text(f"Under {run.result.mode}, this instruction {what}", style="bold")
-    source = found.source
-    if source is None:
-        out.print(title)
-        out.print(Text(f"> {printable(found.instruction)}", style="bold red"))
-    else:
-        out.print(Text.assemble(title, (f"  ({printable(source.file)}:{source.line})", "dim")))
-        lines = (*(line for line in found.context if line.file == source.file), source)
-        texts = [line.text.expandtabs(TAB).rstrip() for line in lines]
-        margin = min(len(text) - len(text.lstrip()) for text in texts)
-        for line, text in zip(lines, texts, strict=True):
-            style = "bold red" if line is source else ""
-            mark = Text.assemble((">" if style else " ", style), (f"{line.line:>5}  ", "dim"))
-            out.print(mark.append(printable(text[margin:]), style), no_wrap=True, overflow="ellipsis")
+    title, place = Text(differences.title_of(run), style="bold"), differences.place_of(found)
+    out.print(Text.assemble(title, (f"  ({place})", "dim")) if place else title)
+    for line in differences.quote(found):
+        style = "bold red" if line.blamed else ""
+        number = f"{line.number:>5}  " if line.number else " "
+        mark = Text.assemble((">" if line.blamed else " ", style), (number, "dim"))
+        out.print(mark.append(line.text, style), no_wrap=True, overflow="ellipsis")
     out.print()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    where = f"{found.instruction} at EIP {found.eip:#x}, after {found.at:,} instructions"
-    table.add_row("what", Text(where))
-    table.add_row("wrong", Text(found.should, style="bold"))
-    row = found.row
-    if row is not None:
-        table.add_row("class", Text(f"{row.name}, {class_text(row)}"))
-        table.add_row("why", Text(row.reason))
-        table.add_row("rule", Text(row.effect))
-        table.add_row("source", Text(row.source))
-    else:
-        table.add_row("class", Text(str(found.classified.kind)))
+    for name, text in differences.facts_of(found):
+        table.add_row(name, Text(text, style="bold" if name == "wrong" else ""))
     out.print(table)
     if not found.explained:
         out.print()
-        text = "This is not explained by the classification: a bug of vmm's. Please report it."
-        out.print(Text(text, style="bold red"))
+        out.print(Text(differences.UNEXPLAINED, style="bold red"))

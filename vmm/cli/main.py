@@ -204,6 +204,7 @@ def _add_compare(commands: Commands[Parser]) -> None:
     add("--modes", help="by commas (default: all that can run the guest)")
     add("--max-instructions", metavar="N", help="stop each run after so many (default 100 million)")
     add("--json", action="store_true", help="print JSON")
+    add("--html", metavar="FILE", help="write one page with the table, charts and what made the difference")
     parser.set_defaults(command=_compare)
 
 

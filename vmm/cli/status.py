@@ -33,7 +33,7 @@ STATUSES: tuple[tuple[int | str, str], ...] = (
     (EngineError.status, "the CPU engine is not the one that vmm was written for"),
     (
         OutputError.status,
-        "an output cannot be written: standard output, the report, the trace, the translations",
+        "an output cannot be written: standard output, the report, the trace, the translations, the page",
     ),
     (Interrupted.status, "interrupted by Ctrl-C or SIGTERM"),
 )
