@@ -122,12 +122,12 @@ class MachineFrames:
     def free_frames(self) -> int:
         return self._free.count(1)
 
-    def allocate(self, domain: int, order: int = 0) -> int | None:
+    def allocate(self, domain: int, order: int = 0, below: int | None = None) -> int | None:
         """Give `1 << order` zeroed frames in a row, aligned to their number, to a domain; the first, or None.
 
-        From the top down, so that no frame number looks like the guest's own.
+        From the top (or from frame number `below`) down, so that no frame number looks like the guest's own.
         """
-        count, end = 1 << order, self.size
+        count, end = 1 << order, self.size if below is None else min(below, self.size)
         while True:
             first = self._free.rfind(b"\1" * count, 0, end)
             if first < 0:

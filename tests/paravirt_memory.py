@@ -1,0 +1,304 @@
+"""A domain for tests of direct paging: memory, frames, first tables; and what its counts must be, counted afresh.
+
+The domain has its pseudo-physical pages at linear addresses from 0 on, `pfn << 12`, each writable but for its page
+tables. What it says in a hypercall lies in the last of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from vmm.isa.words import CR0, CR4, PaeEntry
+from vmm.machine.memory import PAGE, Memory
+from vmm.machine.paging import PageFault, walk
+from vmm.monitor.paravirt.abi.errors import Errno, Refused
+from vmm.monitor.paravirt.abi.memory import (
+    DOMID_SELF,
+    DOMID_XEN,
+    HYPERVISOR_VIRT_START,
+    ExtendedOp,
+    Update,
+)
+from vmm.monitor.paravirt.area import FIRST_SLOT
+from vmm.monitor.paravirt.frames import (
+    ALLOCATED,
+    PAGE_TABLES,
+    PINNED,
+    SHARED,
+    VALIDATED,
+    XEN_L2,
+    MachineFrames,
+)
+from vmm.monitor.paravirt.frames import FrameType as Type
+from vmm.monitor.paravirt.mmu import DirectPaging
+
+P, RW, US, A, D, PS, NX = (
+    int(PaeEntry.P), int(PaeEntry.RW), int(PaeEntry.US), int(PaeEntry.A), int(PaeEntry.D), int(PaeEntry.PS),
+    int(PaeEntry.NX),
+)  # fmt: skip
+FRAME = int(PaeEntry.FRAME)
+DOMAIN = 1
+MEMORY = 4 << 20
+L3, L2, XEN_TABLE, L1 = range(4)  # pseudo-physical pages of the first tables
+DATA = 4  # of the first page that is none
+PAGES = 40
+ARGUMENTS = PAGES - 2  # of the pages for what a hypercall points at
+MAX_PAGES = 60
+
+
+@dataclass
+class Guest:
+    """`GuestMemory` by the domain's own tables, as ring 1 has them."""
+
+    board: Board
+
+    def _physical(self, address: int, write: bool) -> int:
+        if address >= HYPERVISOR_VIRT_START:
+            raise Refused(Errno.EFAULT, "the hypervisor's area")
+        try:
+            return self.board.walk(address, write=write) | address & 0xFFF
+        except PageFault:
+            raise Refused(Errno.EFAULT, f"{address:#x}") from None
+
+    def read(self, address: int, size: int) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            here = address + len(found)
+            length = min(size - len(found), PAGE - here % PAGE)
+            at = self._physical(here, False)
+            found += self.board.memory.bytes[at : at + length]
+        return bytes(found)
+
+    def write(self, address: int, data: bytes) -> None:
+        while data:
+            length = min(len(data), PAGE - address % PAGE)
+            self.board.memory.load(self._physical(address, True), data[:length])
+            address, data = address + length, data[length:]
+
+
+@dataclass
+class Board:
+    """The domain. `mfns` are its frames by pseudo-physical page."""
+
+    memory: Memory = field(default_factory=lambda: Memory(MEMORY))
+    mfns: list[int] = field(default_factory=list)
+    flushes: int = 0
+    # What a TLB could still hold: writable translations, linear page number to frame, since the last flush.
+    tlb: set[tuple[int, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.frames = MachineFrames(self.memory)
+        self.paging = DirectPaging(
+            self.memory,
+            self.frames,
+            DOMAIN,
+            max_pages=MAX_PAGES,
+            flush=self._flush,
+            invalidate=self._invalidate,
+        )
+        self.guest = Guest(self)
+        self.shared = self.paging.share_frame(writable=True)
+        self.mfns = [self.paging.hand_frame(pfn) for pfn in range(PAGES)]
+        self.put(L3, 0, self.entry(L2, P))
+        self.put(L3, 3, self.entry(XEN_TABLE, P))
+        self.put(L2, 0, self.entry(L1))
+        for pfn in range(PAGES):
+            self.put(L1, pfn, self.entry(pfn, P | US if pfn < DATA else P | RW | US))
+        self.paging.start(self.mfns[L3])
+        self.paging.vm_assist(0, 2)
+        self.look()
+
+    def _flush(self) -> None:
+        self.flushes += 1
+        self.tlb.clear()
+
+    def _invalidate(self, linear: int) -> None:
+        self.tlb = {entry for entry in self.tlb if entry[0] != linear >> 12}
+
+    def entry(self, pfn: int, bits: int = P | RW | US) -> int:
+        return self.mfns[pfn] << 12 | bits
+
+    def put(self, table: int, slot: int, value: int) -> None:
+        """Store an entry as the domain's builder does, unchecked."""
+        self.memory.write(self.at(table, slot), 8, value)
+
+    def at(self, table: int, slot: int) -> int:
+        """Machine address of an entry of a table that is the domain's page `table`."""
+        return (self.mfns[table] << 12) + slot * 8
+
+    def get(self, table: int, slot: int) -> int:
+        return self.memory.quads[self.at(table, slot) >> 3]
+
+    def walk(self, address: int, *, write: bool = False, user: bool = False) -> int:
+        """The frame's address, as the processor finds it."""
+        return walk(
+            self.memory, CR0.PG | CR0.PE | CR0.WP, self.paging.base << 12, CR4.PAE, 0xFFFFFFFF, address,
+            write=write, user=user, no_execute=True, mark=False,
+        ).frame  # fmt: skip
+
+    # Hypercalls
+
+    def say(self, data: bytes) -> int:
+        """Put what a hypercall points at into the domain's memory, its address."""
+        self.memory.load(self.mfns[ARGUMENTS] << 12, data)
+        return ARGUMENTS << 12
+
+    @property
+    def done(self) -> int:
+        """What the last batch said that it had done."""
+        return self.memory.read((self.mfns[ARGUMENTS + 1] << 12), 4)
+
+    def update(self, *updates: tuple[int, int], foreign: int = DOMID_SELF) -> int:
+        data = b"".join(bytes(Update(ptr, value)) for ptr, value in updates)
+        done = ARGUMENTS + 1 << 12
+        return self.paging.mmu_update(self.guest, self.say(data), len(updates), done, foreign)
+
+    def extended(self, *operations: ExtendedOp, foreign: int = DOMID_SELF) -> int:
+        data = b"".join(bytes(operation) for operation in operations)
+        done = ARGUMENTS + 1 << 12
+        return self.paging.mmuext_op(self.guest, self.say(data), len(operations), done, foreign)
+
+    def set_gdt(self, mfns: list[int], entries: int) -> int:
+        data = b"".join(mfn.to_bytes(4, "little") for mfn in mfns)
+        return self.paging.set_gdt(self.guest, self.say(data), entries)
+
+    # What must be true
+
+    def entries(self, mfn: int, count: int = 512) -> list[tuple[int, int]]:
+        """Slot and value of the present entries of a table."""
+        table = self.memory.quads[mfn * 512 : mfn * 512 + count].tolist()
+        return [(slot, entry) for slot, entry in enumerate(table) if entry & P]
+
+    def tables(self) -> dict[int, Type]:
+        """The page tables: what the base and the pins reach."""
+        frames = self.frames
+        found: dict[int, Type] = {}
+        todo = [(self.paging.base, Type.L3)]
+        todo += [(mfn, Type(frames.types[mfn])) for mfn in range(frames.size) if frames.flags[mfn] & PINNED]
+        while todo:
+            mfn, level = todo.pop()
+            if mfn in found:
+                assert found[mfn] == level, f"frame {mfn:#x} is a table of two levels"
+                continue
+            found[mfn] = level
+            for _, entry in self._lower(mfn, level):
+                child = (entry & FRAME) >> 12
+                # A directory that a directory names is one: a linear page table.
+                linear = level == Type.L2 and (child == mfn or frames.types[child] == Type.L2)
+                todo.append((child, level if linear else Type(level - 1)))
+        return found
+
+    def _lower(self, mfn: int, level: Type) -> list[tuple[int, int]]:
+        """The entries of a table that hold on to tables."""
+        if level == Type.L3:
+            return self.entries(mfn, 4)
+        if level == Type.L2:
+            return self.entries(mfn, FIRST_SLOT if self.frames.flags[mfn] & XEN_L2 else 512)
+        return []
+
+    def check_counts(self) -> None:
+        """Every count and every role is what a fresh count finds."""
+        frames = self.frames
+        general: Counter[int] = Counter()
+        roles: Counter[int] = Counter()
+        role: dict[int, Type] = {}
+        linear: Counter[int] = Counter()
+        xen_tables = set()
+
+        def hold(mfn: int, kind: Type | None) -> None:
+            general[mfn] += 1
+            if kind is not None:
+                assert role.setdefault(mfn, kind) == kind, f"frame {mfn:#x} has two roles"
+                roles[mfn] += 1
+
+        hold(self.paging.base, Type.L3)
+        for mfn in (*self.paging.segments.gdt_frames(), *self.paging.segments.ldt_frames()):
+            hold(mfn, Type.SEGDESC)
+        tables = self.tables()
+        for mfn, level in tables.items():
+            if frames.flags[mfn] & PINNED:
+                hold(mfn, level)
+            if level == Type.L1:
+                for _, entry in self.entries(mfn):
+                    hold((entry & FRAME) >> 12, Type.WRITABLE if entry & RW else None)
+            for slot, entry in self._lower(mfn, level):
+                child = (entry & FRAME) >> 12
+                if child == mfn:
+                    continue
+                hold(child, tables[child])
+                if tables[child] == level:
+                    linear[child] -= 1
+                    linear[mfn] += 1
+                if level == Type.L3 and slot == 3:
+                    xen_tables.add(child)
+        for mfn in range(0x100, frames.size):
+            flags = frames.flags[mfn]
+            if flags & ALLOCATED:
+                general[mfn] += 1
+            if flags & SHARED:
+                roles[mfn] += 1
+                role[mfn] = Type(frames.types[mfn])
+            assert frames.counts[mfn] == general[mfn], f"frame {mfn:#x}: general count"
+            assert frames.type_counts[mfn] == roles[mfn], f"frame {mfn:#x}: type count"
+            assert frames.linear[mfn] == linear[mfn] or not roles[mfn], f"frame {mfn:#x}: linear count"
+            if roles[mfn]:
+                assert frames.types[mfn] == role[mfn] and flags & VALIDATED
+            elif frames.types[mfn] in PAGE_TABLES:
+                assert not flags & (VALIDATED | PINNED), f"frame {mfn:#x}: a table that nothing uses"
+            assert bool(flags & XEN_L2) == (mfn in xen_tables)
+        owned = sum(
+            frames.owners[mfn] == DOMAIN and not frames.flags[mfn] & SHARED for mfn in range(frames.size)
+        )
+        assert frames.pages[DOMAIN] == owned <= MAX_PAGES
+
+    def writable(self) -> set[tuple[int, int]]:
+        """Linear page and frame of all that ring 1 could store to, by the entries alone."""
+        found = set()
+        roots = [mfn for mfn, level in self.tables().items() if level == Type.L3]
+        for root in roots:
+            for top, pointer in self.entries(root, 4):
+                for upper, directory in self.entries((pointer & FRAME) >> 12):
+                    assert not directory & PS
+                    if directory & RW:
+                        for slot, entry in self.entries((directory & FRAME) >> 12):
+                            if entry & RW:
+                                found.add((top << 18 | upper << 9 | slot, (entry & FRAME) >> 12))
+        return found
+
+    def look(self) -> None:
+        """Let the TLB have everything that it could have taken up by now."""
+        self.tlb |= self.writable()
+
+    def check_containment(self) -> None:
+        """Nothing that the domain can store to, or that its TLB still lets it, is a table, or another's."""
+        self.look()
+        frames = self.frames
+        segments = {*self.paging.segments.gdt_frames(), *self.paging.segments.ldt_frames()}
+        tables = self.tables()
+        for page, mfn in self.tlb:
+            assert frames.valid(mfn) and frames.owners[mfn] == DOMAIN, (
+                f"page {page:#x} is another's frame {mfn:#x}"
+            )
+            assert mfn not in tables, f"page {page:#x} is a page table"
+            assert mfn not in segments, f"page {page:#x} is a page of descriptors"
+        for mfn in segments:
+            page_bytes = self.memory.bytes[mfn << 12 : (mfn + 1) << 12]
+            for at in range(5, PAGE, 8):
+                kind = page_bytes[at]
+                if kind & 0x80 and kind & 0x1F:
+                    assert kind & 0x60 or kind & 0x1F == 0xC, (
+                        f"descriptor {at // 8} of {mfn:#x} is for ring 0"
+                    )
+                    assert kind & 0x10 or kind & 0x6F == 0xC, (
+                        f"descriptor {at // 8} of {mfn:#x} is for the system"
+                    )
+
+    def check(self) -> None:
+        self.check_counts()
+        self.check_containment()
+
+
+def xens(board: Board) -> int:
+    """A frame of the hypervisor's."""
+    return next(mfn for mfn in range(board.frames.size) if board.frames.owners[mfn] == DOMID_XEN)
