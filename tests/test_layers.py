@@ -18,7 +18,7 @@ LAYERS = (
     ("image",),
     ("machine",),
     ("monitor",),
-    ("vm", "census", "witness", "lockstep", "measures", "comparison"),
+    ("vm", "census", "witness", "lockstep", "measures", "attribution", "comparison"),
     ("cli", "__main__"),
 )
 # Which layers a monitor's machinery may not know, although they lie below it.

@@ -193,6 +193,7 @@ def _add_run(commands: Commands[Parser]) -> None:
     add("--report", metavar="FILE", help="write what came of the run as JSON")
     add("--trace", metavar="FILE", help="write every exit as a line of JSON")
     add("--dump-translations", metavar="FILE", help="write each translation beside its source (bt only)")
+    add("--explain", action="store_true", help="tell the costliest source lines, and why each exits")
     add("--vga", action="store_true", help="show the text screen at the end")
     parser.set_defaults(command=_run)
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from vmm.cli import values
 from vmm.cli.guest import check_distinct, image_of, open_output
@@ -16,6 +17,9 @@ from vmm.cli.status import of_outcome
 from vmm.errors import OutputError, UsageError
 from vmm.machine.machine import Outcome
 from vmm.vm import CONSOLE_LIMIT, MODES, Result, VirtualMachine
+
+if TYPE_CHECKING:
+    from vmm.attribution import Attribution
 
 CLOCKS = ("instructions", "host")
 
@@ -67,6 +71,11 @@ def run(options: argparse.Namespace) -> int:
     )
     if translations is not None:
         translations.watch(vm, give_up)
+    attribution = None
+    if options.explain:
+        from vmm.attribution import Attribution
+
+        attribution = Attribution(vm.machine)
     with Interrupts(lambda: vm.poke("interrupted"), screen.stop_progress):
         started = time.monotonic()
         screen.start_progress(lambda: _progress(vm, time.monotonic() - started))
@@ -95,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
         raise OutputError(f"--trace {options.trace}: {trace.failed.strerror}")
     if translations is not None and translations.failed is not None:
         raise OutputError(f"--dump-translations {options.dump_translations}: {translations.failed.strerror}")
-    _tell(options.guest, result, code, screen, vm.console.total)
+    _tell(options.guest, result, code, screen, vm, attribution)
     return code
 
 
@@ -126,8 +135,10 @@ def _show_screen(vm: VirtualMachine, screen: Screen) -> None:
         screen.write(line.encode() + b"\n")
 
 
-def _tell(guest: str, result: Result, code: int, screen: Screen, written: int) -> None:
-    """The exit table, and one line of what happened."""
+def _tell(
+    guest: str, result: Result, code: int, screen: Screen, vm: VirtualMachine, attribution: Attribution | None
+) -> None:
+    """The exit table, where the exits came from if that is wanted, and one line of what happened."""
     if sys.stderr is None:
         return
     if not screen.at_line_start and os.isatty(sys.stdout.fileno()):
@@ -136,6 +147,11 @@ def _tell(guest: str, result: Result, code: int, screen: Screen, written: int) -
         from vmm.cli.exits import show
 
         show(result.exits, result.seconds)
+    if attribution is not None:
+        from vmm.cli.explain import show as explain
+
+        explain(attribution, vm.image, result.mode)
+    written = vm.console.total
     outcome = result.outcome
     said = outcome.detail.startswith(outcome.kind.replace("-", " "))
     end = outcome.detail if said else f"{outcome.kind}: {outcome.detail}"

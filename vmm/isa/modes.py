@@ -109,7 +109,7 @@ _EMULATED = Act("emulated by the hypervisor, after #GP", "emulated")
 
 _ROWS: dict[str, dict[str, Act]] = {
     "SGDT": {BT: Act(_IN_CACHE)},
-    **dict.fromkeys(("SIDT", "SLDT", "STR", "SMSW"), {BT: Act(_KEEPS)}),
+    **{name: {BT: Act(_KEEPS)} for name in ("SIDT", "SLDT", "STR", "SMSW")},
     "PUSHF": {BT: Act("in the cache: pushes the flags with the virtual IF"), PV: Act("reads evtchn_upcall_mask")},
     "POPF": {BT: Act("in the cache: sets the virtual IF; exits only if an interrupt waits"), PV: _FLAG},
     "LAR": {PV: _EXECUTES},
@@ -194,6 +194,9 @@ def _upon(native: str, monitor: str, hvm: str, pv: str) -> dict[str, Act]:
     return {way: Act(text) for way, text in zip(WAYS, texts, strict=True)}
 
 
+_TRANSLATORS = {way: Act("executes") for way in WAYS} | {
+    BT: Act("the translator's own, once for each way: finds or makes the target's translation")
+}
 # By how the reason of an exit begins, the first that fits.
 _REASONS: dict[str, dict[str, Act]] = {
     "exception": _upon(
@@ -214,13 +217,9 @@ _REASONS: dict[str, dict[str, Act]] = {
         "a nested page fault: the first use of a frame, or its other use as code or data",
         "no fault: the page tables are the real ones",
     ),
-    **dict.fromkeys(
-        ("link followed", "look-up missed", "return missed", "changed code", "kernel code"),
-        {
-            way: Act("the translator's own, once for each way: finds or makes the target's translation")
-            if way == BT
-            else Act("executes")
-            for way in WAYS
-        },
-    ),
+    "link followed": _TRANSLATORS,
+    "look-up missed": _TRANSLATORS,
+    "return missed": _TRANSLATORS,
+    "changed code": _TRANSLATORS,
+    "kernel code not translated": _TRANSLATORS,
 }
