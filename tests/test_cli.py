@@ -14,7 +14,7 @@ from vmm.cli import status
 from vmm.cli.exits import duration
 from vmm.cli.main import main
 from vmm.errors import OutputError, VmmError
-from vmm.vm import CONSOLE_LIMIT, MODES, Console
+from vmm.vm import CONSOLE_LIMIT, MODES, UNMODIFIED, Console
 
 # Flat binaries, each the whole guest.
 SPIN = bytes.fromhex("fa ebfe")  # cli; jmp $
@@ -58,7 +58,7 @@ def vmm(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
 def test_run_prints_and_ends_as_the_guest_says(vmm: Cli, expectation: Expectation, mode: str) -> None:
     """Standard output is exactly the guest's console, and the exit status the guest's own."""
     (vmm.folder / "input").write_bytes(expectation.input)
@@ -90,7 +90,7 @@ def test_each_end_has_its_status_and_its_line(
     assert re.search(message, vmm.err.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
 @pytest.mark.parametrize("code", [SPIN, WILD, FLOOD], ids=["spins", "jumps wild", "floods"])
 def test_no_guest_outlives_its_budget(vmm: Cli, code: bytes, mode: str) -> None:
     """A guest that spins with interrupts off, jumps to no memory or floods the console ends, in every mode."""
@@ -179,7 +179,7 @@ def test_the_report_has_everything(vmm: Cli) -> None:
     assert isinstance(report["start_seconds"], float) and report["start_seconds"] > 0
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
 def test_the_report_says_what_virtualizing_cost(vmm: Cli, mode: str) -> None:
     """Hidden faults by kind where there is a monitor, and the translator's work where there is one."""
     report = report_of(vmm, GUESTS / "user.asm", "--mode", mode)
@@ -283,7 +283,7 @@ def test_a_page_of_translations_that_cannot_be_written_is_told(vmm: Cli) -> None
         (["run", "{guest}", "-m", "abc"], 2, "-m abc: not a size"),
         (["run", "{guest}", "-m", "-1"], 2, "-m -1: not a size"),
         (["run", "{guest}", "-m", "3000001"], 2, "-m 3000001: not a multiple of 4096 bytes: try 2932K"),
-        (["run", "{guest}", "--mode", "pv"], 2, "mode 'pv' does not exist: choose native or trap or bt"),
+        (["run", "{guest}", "--mode", "xen"], 2, "mode 'xen' does not exist: choose native or trap or bt or pv"),
         (["run", "{guest}", "--clock", "moon"], 2, "clock 'moon' does not exist"),
         (["run", "{guest}", "--max-instructions", "0"], 2, "--max-instructions 0: not a number"),
         (["run", "{guest}", "--timeout", "nan"], 2, "--timeout nan: not a time"),
@@ -313,7 +313,7 @@ def test_a_page_of_translations_that_cannot_be_written_is_told(vmm: Cli) -> None
             2,
             "the file of --trace",
         ),
-        (["compare", "{guest}", "--modes", "native,pv"], 2, "mode 'pv' does not exist"),
+        (["compare", "{guest}", "--modes", "native,xen"], 2, "mode 'xen' does not exist"),
         (["compare", "{guest}", "--modes", ""], 2, "mode '' does not exist"),
         (["compare", "{folder}/absent.asm"], 4, "cannot be read"),
         (["compare", "{guest}", "--html", "{folder}/no/x"], 74, "x: cannot be written: No such file"),

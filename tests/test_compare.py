@@ -306,6 +306,8 @@ ONLY_MACHINE = "bits 32\norg 0x100000\n%ifdef PV\n%error not for Xen\n%endif\nst
 def five(monkeypatch: pytest.MonkeyPatch) -> None:
     """The modes `hvm` and `pv`, played by the bare machine."""
     native = MODES["native"]
+    for name in ("hvm", "pv"):
+        monkeypatch.delitem(MODES, name, raising=False)
     monkeypatch.setitem(MODES, "hvm", replace(native, name="hvm", summary="played", knows="nothing"))
     pv = replace(native, name="pv", summary="played", image="pv", knows="its source")
     monkeypatch.setitem(MODES, "pv", pv)

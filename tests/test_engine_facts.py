@@ -43,9 +43,9 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import verify
 from vmm.machine.cpu.engine import Engine
 from vmm.machine.machine import Machine
-from vmm.vm import MODES
+from vmm.vm import MODES, UNMODIFIED
 
-MODE_NAMES = tuple(MODES)
+MODE_NAMES = UNMODIFIED
 
 # Rings are real
 

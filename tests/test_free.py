@@ -9,7 +9,7 @@ import pytest
 from tests.guest_expectations import EXPECTATIONS, Expectation
 from tests.test_guests import MEMORY, check, image_of
 from vmm.image.image import Image, Segment
-from vmm.vm import MODES, VirtualMachine
+from vmm.vm import UNMODIFIED, VirtualMachine
 
 
 def flat(code: str) -> Image:
@@ -17,7 +17,7 @@ def flat(code: str) -> Image:
     return Image("flat", (Segment(0x100000, data, len(data)),), 0x100000)
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
 @pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
 def test_guests_run_free_as_they_do_counted(expectation: Expectation, mode: str) -> None:
     """Uncounted, each guest prints and ends as its table row says, interrupts and all."""
@@ -29,7 +29,7 @@ def test_guests_run_free_as_they_do_counted(expectation: Expectation, mode: str)
     assert not result.counted
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
 @pytest.mark.parametrize("code", ("ebfe", "fbebfe", "9d5858ebf9"), ids=("jmp", "sti", "popf"))
 def test_a_spinning_guest_can_be_interrupted(mode: str, code: str) -> None:
     """Whether the CPU is counted or not, a poke ends a guest that never exits."""

@@ -7,7 +7,7 @@ import pytest
 from tests.guest_expectations import EXPECTATIONS, Expectation
 from vmm.image.image import Image
 from vmm.image.load import load_image
-from vmm.vm import MODES, ClockName, Result, VirtualMachine
+from vmm.vm import UNMODIFIED, ClockName, Result, VirtualMachine
 
 MEMORY = 16 << 20
 AGREE = ("instructions", "console", "memory_sha256", "registers")  # of two runs that must be one
@@ -37,14 +37,14 @@ def check(expectation: Expectation, result: Result) -> None:
 
 
 @pytest.mark.parametrize("clock", ("instructions", "host"))
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
 @pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
 def test_guest_does_as_its_header_says(expectation: Expectation, mode: str, clock: ClockName) -> None:
     """Console, kind of end and status are the table's, which QEMU confirms for native."""
     check(expectation, run(expectation, mode, clock))
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
 @pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
 def test_runs_are_repeatable_to_the_last_byte(expectation: Expectation, mode: str) -> None:
     """With the instruction clock two runs agree in memory, registers, console, time and exits."""
@@ -55,7 +55,7 @@ def test_runs_are_repeatable_to_the_last_byte(expectation: Expectation, mode: st
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("mode", sorted(MODES.keys() - {"native", "trap"}))
+@pytest.mark.parametrize("mode", sorted({*UNMODIFIED} - {"native", "trap"}))
 @pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
 def test_a_correct_monitor_cannot_be_told_from_the_bare_machine(expectation: Expectation, mode: str) -> None:
     """Every guest ends with the same registers, memory, console and time as natively."""

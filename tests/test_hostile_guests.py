@@ -10,7 +10,7 @@ import pytest
 
 from tests.hostile_guests import HOSTILE, MACROS, Hostile
 from tests.machines import Lab, lab
-from vmm.vm import MODES
+from vmm.vm import UNMODIFIED
 
 SECONDS = 20  # generous: two cores may be shared by many
 GROWTH = 192 << 10  # KiB of memory that a run may add to the process
@@ -57,7 +57,7 @@ def run(guest: Hostile, mode: str) -> tuple[str, Lab]:
     return made.run(guest.budget).kind, made
 
 
-@pytest.mark.parametrize("mode", sorted(MODES.keys() - {"native"}))
+@pytest.mark.parametrize("mode", sorted({*UNMODIFIED} - {"native"}))
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_guest_fares_as_it_does_bare(name: str, mode: str) -> None:
     """End, console, registers, memory and time are the bare machine's; exceptions are listed, and still hold."""
@@ -82,7 +82,7 @@ def test_a_hostile_guest_fares_as_it_does_bare(name: str, mode: str) -> None:
         assert other.everything() == native.everything()  # for its message
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
 def test_hostile_guests_cost_bounded_time_and_memory(mode: str) -> None:
     """No guest of the table makes a machine slow beyond measure or lets the process grow."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -29,7 +29,7 @@ from tests.equivalence.mutants import MUTANTS, Mutant
 from tests.equivalence.run import BUDGET, compare, differences, observe, slices
 from tests.equivalence.shrink import shrink
 from vmm.comparison import Comparer
-from vmm.vm import MODES
+from vmm.vm import UNMODIFIED
 
 Check = Callable[[Guest], list[str]]
 PROGRESS_SECONDS = 10
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--guests", type=int, default=1000)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--start", type=int, default=0, help="the number of the first guest")
-    parser.add_argument("--mode", choices=sorted(MODES), default="bt" if "bt" in MODES else "native")
+    parser.add_argument("--mode", choices=sorted(UNMODIFIED), default="bt" if "bt" in UNMODIFIED else "native")
     parser.add_argument("--qemu", action="store_true", help="compare the bare machine with QEMU")
     parser.add_argument("--slices", action="store_true", help="compare it with itself, paused now and then")
     parser.add_argument(

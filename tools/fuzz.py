@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 
 from vmm.image.image import Image, Segment
 from vmm.isa.descriptors import Descriptor
-from vmm.vm import MODES, VirtualMachine
+from vmm.vm import UNMODIFIED, VirtualMachine
 
 LOAD = 0x100000
 TABLES = 0x110000
@@ -266,11 +266,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int)
     parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--mode", choices=sorted(MODES), action="append")
+    parser.add_argument("--mode", choices=sorted(UNMODIFIED), action="append")
     parser.add_argument("-v", "--verbose", action="store_true")
     options = parser.parse_args()
     bugs = campaign(
-        options.seed, options.count, options.seconds, options.mode or sorted(MODES), options.verbose
+        options.seed, options.count, options.seconds, options.mode or sorted(UNMODIFIED), options.verbose
     )
     for bug in bugs:
         print(bug)

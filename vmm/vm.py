@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from vmm.errors import ImageError
 from vmm.events import ExitTable, Listener
 from vmm.image.image import Image
 from vmm.machine.bare import Bare
@@ -22,6 +23,7 @@ from vmm.machine.control import Control
 from vmm.machine.machine import Machine, Outcome
 
 if TYPE_CHECKING:
+    from vmm.monitor.paravirt.monitor import ParavirtMonitor
     from vmm.monitor.translator.monitor import TranslatingMonitor
     from vmm.monitor.trap.monitor import TrapMonitor
 
@@ -49,13 +51,37 @@ def _translate(machine: Machine) -> TranslatingMonitor:
     return monitor
 
 
+def _domain(machine: Machine, image: Image) -> ParavirtMonitor:
+    from vmm.monitor.paravirt.builder import Builder, Kernel, KernelSegment
+
+    xen = image.xen
+    if xen is None:
+        raise ImageError(f"{image.name}: it has no Xen notes: assemble it with -D PV, or leave --mode pv out")
+    segments = tuple(KernelSegment(s.address, s.data, s.size) for s in image.segments)
+    kernel = Kernel(
+        image.name,
+        segments,
+        image.entry,
+        xen.virt_base,
+        xen.hypercall_page,
+        xen.mod_start_pfn,
+        image.command_line,
+    )
+    return Builder(machine, kernel).build()
+
+
+def _no_image(_machine: Machine) -> Control:
+    raise AssertionError("a Xen guest is built into its machine: see Mode.build")
+
+
 @dataclass(frozen=True)
 class Mode:
     """A way to run a guest: `attach` makes the control for a machine whose CPU stands at the guest's entry.
 
     `image` says which build of the guest it runs: the `same` as the bare machine, with which it can be compared
     instruction by instruction, or the `pv` one, made for Xen's interface (a source's with `-D PV`). `knows` is
-    what the mode had to know of the guest, in a few words for a table.
+    what the mode had to know of the guest, in a few words for a table. `build` is for a mode that puts the guest into
+    the machine in its own way; the others take one that stands at its entry as multiboot has it.
     """
 
     name: str
@@ -63,6 +89,18 @@ class Mode:
     attach: Callable[[Machine], Control]
     image: Literal["same", "pv"] = "same"
     knows: str = "nothing"
+    build: Callable[[Machine, Image], Control] | None = None
+
+    def start(self, machine: Machine, image: Image) -> Control:
+        """Put the guest into the machine, at its entry. Raises `ImageError` if it is another mode's build."""
+        if self.build is not None:
+            return self.build(machine, image)
+        if image.xen is not None:
+            raise ImageError(f"{image.name}: it is made for Xen's interface: run it with --mode pv")
+        for segment in image.segments:
+            machine.memory.load(segment.address, segment.data)
+        boot(machine, image.entry, image.eax, image.ebx)
+        return self.attach(machine)
 
 
 MODES: dict[str, Mode] = {
@@ -81,8 +119,19 @@ MODES: dict[str, Mode] = {
             _translate,
             knows="nothing: reads all its kernel code",
         ),
+        Mode(
+            "pv",
+            "paravirtualization: the guest's kernel asks Xen's interface",
+            _no_image,
+            image="pv",
+            knows="all: its kernel's source was changed",
+            build=_domain,
+        ),
     )
 }
+
+UNMODIFIED = tuple(name for name, mode in MODES.items() if mode.image == "same")
+"""The modes that run the same build of a guest as the bare machine."""
 
 
 @dataclass
@@ -148,10 +197,7 @@ class VirtualMachine:
             clock=InstructionClock() if clock == "instructions" else HostClock(),
             console=self.console.write,
         )
-        for segment in image.segments:
-            self.machine.memory.load(segment.address, segment.data)
-        boot(self.machine, image.entry, image.eax, image.ebx)
-        self.control = self.mode.attach(self.machine)
+        self.control = self.mode.start(self.machine, image)
         self.machine.attach(self.control)
         self.machine.run_state.listeners.extend(listeners)
         if console_input:

@@ -185,7 +185,8 @@ def _add_run(commands: Commands[Parser]) -> None:
     add(
         "--mode",
         default="bt",
-        help="bt (the default): binary translation; trap: trap-and-emulate; native: the bare machine",
+        help="bt (the default): binary translation; trap: trap-and-emulate; native: the bare machine; "
+        "pv: a guest made for Xen's interface (a source's build with -D PV)",
     )
     add("--clock", default="instructions", help="instructions (the default): repeatable; host: wall time")
     add("--max-instructions", metavar="N", help="stop after so many")

@@ -1,4 +1,5 @@
-"""A guest as a multiboot ELF32, so that other machines, QEMU and GRUB among them, can boot it too.
+"""A guest as a multiboot ELF32, so that other machines, QEMU and GRUB among them, can boot it too; or, if it is
+made for Xen's interface, as one with Xen's notes, for a toolstack.
 
 Nothing is put into the guest for this: the multiboot header stands in the file right after the ELF header,
 where the search for it comes by and no program header reaches. Each segment becomes
@@ -11,14 +12,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import ImageError
-from vmm.image import multiboot
-from vmm.image.image import ADDRESS_SPACE, Image, Segment, check
-from vmm.image.load import from_assembly
+from vmm.image import multiboot, xen
+from vmm.image.image import ADDRESS_SPACE, Image, Segment
+from vmm.image.load import checked, from_assembly
+from vmm.image.xen import XenGuest
 
 if TYPE_CHECKING:
     from vmm.image.asm import Assembly
@@ -28,8 +30,9 @@ PROGRAM_HEADER = struct.Struct("<8I")
 SECTION_HEADER = struct.Struct("<10I")
 SYMBOL = struct.Struct("<IIIBBH")
 IDENT = b"\x7fELF\x01\x01\x01".ljust(16, b"\0")  # 32-bit, little endian, version 1
-ET_EXEC, EM_386, PT_LOAD, PF_RWX = 2, 3, 1, 7
-SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_NOBITS = 1, 2, 3, 8
+ET_EXEC, EM_386 = 2, 3
+PT_LOAD, PT_NOTE, PF_R, PF_RWX = 1, 4, 4, 7
+SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_NOTE, SHT_NOBITS = 1, 2, 3, 7, 8
 SHF_WRITE_ALLOC_EXEC = 7
 SHN_ABS = 0xFFF1
 GLOBAL = 1 << 4  # binding in st_info
@@ -59,7 +62,8 @@ def build_elf(guest: Image | Assembly, path: Path) -> None:
     """
     image = guest if isinstance(guest, Image) else from_assembly(path.name, guest)
     own = [s for s in image.segments if not (image.eax == multiboot.BOOT_MAGIC and s.address == image.ebx)]
-    data = elf_bytes(check(image.name, own, image.entry, ADDRESS_SPACE), image.entry, image.symbols)
+    segments = checked(replace(image, segments=tuple(own)), ADDRESS_SPACE)
+    data = elf_bytes(segments, image.entry, image.symbols, image.xen)
     try:
         path.write_bytes(data)
     except (OSError, ValueError) as error:
@@ -67,8 +71,13 @@ def build_elf(guest: Image | Assembly, path: Path) -> None:
         raise ImageError(f"{path}: cannot be written: {reason}: choose another -o") from None
 
 
-def elf_bytes(segments: tuple[Segment, ...], entry: int, symbols: Mapping[str, int]) -> bytes:
-    """The file: ELF header, multiboot header, program headers, contents, section headers."""
+def elf_bytes(
+    segments: tuple[Segment, ...], entry: int, symbols: Mapping[str, int], guest: XenGuest | None = None
+) -> bytes:
+    """The file: ELF header, multiboot header, program headers, contents, section headers.
+
+    A Xen guest has a note segment instead of the multiboot header, and its addresses are virtual.
+    """
     sections = [
         Section(
             f".load{index}",
@@ -81,12 +90,18 @@ def elf_bytes(segments: tuple[Segment, ...], entry: int, symbols: Mapping[str, i
         for index, segment in enumerate(segments)
     ]
     sections += _symbol_sections(segments, symbols)
+    noted = len(sections)
+    if guest is not None:
+        sections.append(Section(".note.Xen", SHT_NOTE, xen.note_bytes(guest.notes)))
     names, name_offsets = _strings(section.name for section in [*sections, Section(".shstrtab", 0)])
     sections.append(Section(".shstrtab", SHT_STRTAB, names))
 
-    body = bytearray(HEADER.size) + multiboot.header_bytes(multiboot.FLAG_MEMORY)
+    body = bytearray(HEADER.size)
+    if guest is None:
+        body += multiboot.header_bytes(multiboot.FLAG_MEMORY)
     program_table = len(body)
-    body += bytes(PROGRAM_HEADER.size * len(segments))
+    program_headers = len(segments) + (guest is not None)
+    body += bytes(PROGRAM_HEADER.size * program_headers)
     offsets = []
     for section in sections:
         body += bytes(-len(body) % ALIGN)
@@ -103,7 +118,7 @@ def elf_bytes(segments: tuple[Segment, ...], entry: int, symbols: Mapping[str, i
             section.flags,
             section.address,
             offset,
-            len(section.data) if section.type == SHT_PROGBITS else size,
+            size if section.type == SHT_NOBITS else len(section.data),
             section.link,
             section.info,
             1,
@@ -114,16 +129,21 @@ def elf_bytes(segments: tuple[Segment, ...], entry: int, symbols: Mapping[str, i
         0,
         IDENT,
         *(ET_EXEC, EM_386, 1, entry, program_table, section_table, 0),
-        *(HEADER.size, PROGRAM_HEADER.size, len(segments)),
+        *(HEADER.size, PROGRAM_HEADER.size, program_headers),
         *(SECTION_HEADER.size, len(sections) + 1, len(sections)),
     )
+    shift = 0 if guest is None else guest.virt_base - guest.paddr_offset
     for index, segment in enumerate(segments):
         PROGRAM_HEADER.pack_into(
             body,
             program_table + index * PROGRAM_HEADER.size,
-            *(PT_LOAD, offsets[index], segment.address, segment.address),
+            *(PT_LOAD, offsets[index], segment.address, segment.address - shift),
             *(len(segment.data), segment.size, PF_RWX, 1),
         )
+    if guest is not None:
+        at, length = offsets[noted], len(sections[noted].data)
+        where = program_table + len(segments) * PROGRAM_HEADER.size
+        PROGRAM_HEADER.pack_into(body, where, PT_NOTE, at, 0, 0, length, length, PF_R, 4)
     return bytes(body)
 
 

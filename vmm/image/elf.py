@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 from elftools.elf.structs import ELFStructs
 
 from vmm.errors import ImageError
-from vmm.image import flat, multiboot
-from vmm.image.image import Image, Segment, check
+from vmm.image import flat, multiboot, xen
+from vmm.image.image import ADDRESS_SPACE, Image, Segment, check, check_xen
 
 MAGIC = b"\x7fELF"
 HEADER_SIZE, PROGRAM_HEADER_SIZE, SECTION_HEADER_SIZE = 52, 32, 40
@@ -43,11 +43,14 @@ def read(name: str, file: BinaryIO, size: int, memory: int) -> Image:
     """The image in `file`, which has `size` bytes, for a machine of `memory` bytes."""
     start = file.read(multiboot.SEARCH)
     structs, elf = _header(name, start)
+    notes = _xen_notes(name, file, size, structs, elf)
+    if xen.is_paravirtual(notes):
+        return _xen_guest(name, file, size, structs, elf, notes, memory)
     header = multiboot.find_header(name, start)
     if header is None:
         raise ImageError(
             f"{name}: no multiboot header in the first {multiboot.SEARCH} bytes: "
-            "link one in at the front, or make the ELF with `vmm build`"
+            "link one in at the front, make the ELF with `vmm build`, or give it Xen's notes"
         )
     symbols = _symbols(name, file, size, structs, elf)
     if header.addresses is not None:
@@ -66,6 +69,75 @@ def read(name: str, file: BinaryIO, size: int, memory: int) -> Image:
         for s in planned
     )
     return Image(name, segments, entry, symbols=symbols)
+
+
+def _xen_guest(
+    name: str,
+    file: BinaryIO,
+    size: int,
+    structs: ELFStructs,
+    elf: Any,
+    notes: dict[str, int | str],
+    memory: int,
+) -> Image:
+    """A guest for Xen's PV interface, with the virtual addresses that its notes make of the physical ones."""
+    guest = xen.guest(name, notes, int(elf.e_entry))
+    shift = guest.virt_base - guest.paddr_offset
+    loads = [p for p in _loads(name, file, size, structs, elf) if p.p_memsz]
+    for load in loads:
+        if not 0 <= load.p_paddr + shift <= ADDRESS_SPACE - load.p_memsz:
+            raise ImageError(
+                f"{name}: its segment at {load.p_paddr:#x} would go to {load.p_paddr + shift:#x}, no 32-bit address: "
+                "correct the notes VIRT_BASE and PADDR_OFFSET"
+            )
+    check_xen(name, [Segment(p.p_paddr + shift, b"", p.p_memsz) for p in loads], guest, memory)
+    segments = tuple(
+        Segment(p.p_paddr + shift, _read(name, file, p.p_offset, p.p_filesz), p.p_memsz)
+        for p in sorted(loads, key=lambda p: int(p.p_paddr))
+    )
+    symbols = _symbols(name, file, size, structs, elf)
+    return Image(name, segments, guest.entry, symbols=symbols, xen=guest)
+
+
+def _xen_notes(
+    name: str, file: BinaryIO, size: int, structs: ELFStructs, elf: Any
+) -> dict[str, int | str]:
+    """Xen's notes: those of note segments, else of note sections, else of the section that came before them."""
+    found: dict[str, int | str] = {}
+    table = _headers(
+        name, file, size, "program headers", elf.e_phoff, elf.e_phnum, elf.e_phentsize, PROGRAM_HEADER_SIZE
+    ) if elf.e_phnum else []  # fmt: skip
+    for entry in table:
+        header = structs.Elf_Phdr.parse(entry)
+        if header.p_type == "PT_NOTE":
+            found |= xen.parse_notes(name, _notes(name, file, size, header.p_offset, header.p_filesz))
+    if xen.is_paravirtual(found) or not elf.e_shoff or not elf.e_shnum:
+        return found
+    rows = _headers(
+        name, file, size, "section headers", elf.e_shoff, elf.e_shnum, elf.e_shentsize, SECTION_HEADER_SIZE
+    )
+    sections = [structs.Elf_Shdr.parse(entry) for entry in rows]
+    for section in sections:
+        if section.sh_type == "SHT_NOTE":
+            found |= xen.parse_notes(name, _notes(name, file, size, section.sh_offset, section.sh_size))
+    if xen.is_paravirtual(found) or elf.e_shstrndx >= len(sections):
+        return found
+    names = sections[elf.e_shstrndx]
+    if names.sh_size > MAX_HEADERS * MAX_NAME:
+        return found
+    texts = _part(name, file, size, "section names", names.sh_offset, names.sh_size)
+    wanted = xen.LEGACY_SECTION.encode() + b"\0"
+    for section in sections:
+        if texts[section.sh_name : section.sh_name + len(wanted)] == wanted:
+            text = _notes(name, file, size, section.sh_offset, section.sh_size)
+            found |= xen.parse_legacy(name, text.decode("latin-1"))
+    return found
+
+
+def _notes(name: str, file: BinaryIO, size: int, offset: int, length: int) -> bytes:
+    if length > xen.NOTE_LIMIT:
+        raise ImageError(f"{name}: it claims {length} bytes of notes: it is damaged; link it again")
+    return _part(name, file, size, "notes", offset, length)
 
 
 def _header(name: str, start: bytes) -> tuple[ELFStructs, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from vmm.errors import ImageError
+from vmm.image.xen import XenGuest
 
 ADDRESS_SPACE = 1 << 32
 LOWEST = 0x1000  # the page below holds what a loader leaves there, the first GDT among it
@@ -49,7 +50,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Image:
-    """A guest, ready to be put into memory and started at `entry` with these registers."""
+    """A guest, ready to be put into memory and started at `entry` with these registers.
+
+    One for Xen's interface has `xen`; its addresses are virtual, and who builds its domain starts it.
+    """
 
     name: str
     segments: tuple[Segment, ...]
@@ -58,6 +62,8 @@ class Image:
     ebx: int = 0
     symbols: dict[str, int] = field(default_factory=dict)
     lines: tuple[SourceLine, ...] = ()
+    xen: XenGuest | None = None
+    command_line: str = ""
 
 
 def size_text(size: int) -> str:
@@ -66,6 +72,31 @@ def size_text(size: int) -> str:
         if size and size % (1 << shift) == 0:
             return f"{size >> shift}{unit}"
     return f"{size} bytes"
+
+
+def check_xen(name: str, segments: Iterable[Segment], guest: XenGuest, memory: int) -> tuple[Segment, ...]:
+    """The same for a Xen guest, whose segments have virtual addresses."""
+    placed = tuple(sorted((s for s in segments if s.size), key=lambda s: s.address))
+    if not placed:
+        raise ImageError(f"{name}: nothing to load: the image has no bytes for memory")
+    low, high = placed[0].address, placed[-1].end
+    for below, above in pairwise(placed):
+        if above.address < below.end:
+            raise ImageError(f"{name}: {below} and {above} overlap: an image may fill each address once")
+    if low < guest.virt_base or high > ADDRESS_SPACE:
+        raise ImageError(
+            f"{name}: its image {low:#x}..{high:#x} does not lie above its virtual base {guest.virt_base:#x}: "
+            "correct the notes VIRT_BASE and PADDR_OFFSET, or the link addresses"
+        )
+    if high - guest.virt_base > memory:
+        raise ImageError(
+            f"{name}: {low:#x}..{high:#x}, mapped from {guest.virt_base:#x} on, does not fit in "
+            f"{size_text(memory)} of memory: give more with -m"
+        )
+    for what, address in (("entry point", guest.entry), ("hypercall page", guest.hypercall_page)):
+        if address is not None and not low <= address < high:
+            raise ImageError(f"{name}: its {what} {address:#x} does not lie in its image: correct the note")
+    return placed
 
 
 def check(name: str, segments: Iterable[Segment], entry: int, memory: int) -> tuple[Segment, ...]:

@@ -2,8 +2,9 @@
 
 A name that ends in `.asm` is source, a file that begins with ELF's magic is an ELF, and anything else is
 a flat binary. Whatever it is, it starts as multiboot has it: EAX holds the boot magic, EBX the address of
-the information structure, which is one more segment. The assembler and the ELF reader are imported only
-by a guest that needs them, because each costs more than the rest of a start.
+the information structure, which is one more segment. Only a guest for Xen's interface starts otherwise.
+The assembler and the ELF reader are imported only by a guest that needs them, because each costs more than the rest
+of a start.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import ImageError
-from vmm.image import flat, multiboot
-from vmm.image.image import DEFAULT_LOAD, Image, Segment, SourceLine, check
+from vmm.image import flat, multiboot, xen
+from vmm.image.image import DEFAULT_LOAD, Image, Segment, SourceLine, check, check_xen
 
 if TYPE_CHECKING:
     from vmm.image.asm import Assembly
@@ -48,7 +49,8 @@ def load_image(
         image = _from_source(path, defines, memory)
     else:
         image = _from_file(path, size, memory, load, entry)
-    return with_information(replace(image, name=path.name), command_line, memory)
+    image = replace(image, name=path.name, command_line=command_line)
+    return image if image.xen is not None else with_information(image, command_line, memory)
 
 
 def is_source(path: Path) -> bool:
@@ -63,7 +65,10 @@ def from_assembly(name: str, assembly: Assembly) -> Image:
     if bss_size:
         segments.append(Segment(bss, b"", bss_size))
     lines = tuple(SourceLine(at.address, at.size, at.file, at.line, at.text) for at in assembly.lines)
-    return Image(name, tuple(segments), assembly.entry, symbols=dict(assembly.symbols), lines=lines)
+    notes = xen.from_symbols(name, assembly.symbols, assembly.origin, assembly.data)
+    guest = xen.guest(name, notes, assembly.entry) if notes else None
+    entry = assembly.entry if guest is None else guest.entry
+    return Image(name, tuple(segments), entry, symbols=dict(assembly.symbols), lines=lines, xen=guest)
 
 
 def with_information(image: Image, command_line: str, memory: int) -> Image:
@@ -99,7 +104,14 @@ def _from_source(path: Path, defines: Mapping[str, str], memory: int) -> Image:
     from vmm.image.asm import assemble
 
     image = from_assembly(str(path), assemble(path, defines))
-    return replace(image, segments=check(image.name, image.segments, image.entry, memory))
+    return replace(image, segments=checked(image, memory))
+
+
+def checked(image: Image, memory: int) -> tuple[Segment, ...]:
+    """The image's segments, by address, if they fit; raises `ImageError`."""
+    if image.xen is not None:
+        return check_xen(image.name, image.segments, image.xen, memory)
+    return check(image.name, image.segments, image.entry, memory)
 
 
 def _from_file(path: Path, size: int, memory: int, load: int, entry: int | None) -> Image:

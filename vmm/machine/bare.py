@@ -148,7 +148,7 @@ class Bare:
         """
         page = address & ~0xFFF
         instruction = self.machine.decode_here()
-        if instruction is None or not _reads_tables(instruction):
+        if instruction is None or not reads_tables(instruction):
             return False
         s = self.state
         if instruction.memory is not None:
@@ -273,15 +273,16 @@ class Bare:
             raise Fault(Vector.GP, 0)
 
 
-# Loads of segment registers, far transfers, LAR, LSL: what reads a descriptor table in ring 3.
-_TABLE_OPCODES = frozenset(
-    (0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5, 0x9A, 0xEA, 0xCA, 0xCB, 0xCF)
-    + (0x0F02, 0x0F03)
-)
+SEGMENT_LOADS = frozenset((0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5))
+"""Opcodes that load a segment register by themselves: they set a descriptor's accessed bit."""
+
+# These, far transfers, LAR, LSL: what reads a descriptor table in ring 3.
+_TABLE_OPCODES = SEGMENT_LOADS | {0x9A, 0xEA, 0xCA, 0xCB, 0xCF, 0x0F02, 0x0F03}
 _TABLE_GROUPS = frozenset((("FF/3"), ("FF/5"), ("0F00/4"), ("0F00/5")))
 
 
-def _reads_tables(instruction: Instruction) -> bool:
+def reads_tables(instruction: Instruction) -> bool:
+    """Whether the processor reads a descriptor table for it, in any ring."""
     return instruction.opcode in _TABLE_OPCODES or instruction.key in _TABLE_GROUPS
 
 

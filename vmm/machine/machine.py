@@ -110,7 +110,7 @@ class Machine:
             memory_size,
             now=self.now,
             console=console,
-            interrupt=self._interrupt_line,
+            interrupt=self.interrupt_line,
             a20=self._set_a20,
             reset=lambda: self.end(Outcome("halt", 0, "the guest reset the machine")),
             exit_run=lambda value: self.end(Outcome("exit", exit_status(value), "isa-debug-exit")),
@@ -173,7 +173,8 @@ class Machine:
 
     # Interrupt line and A20
 
-    def _interrupt_line(self, level: bool) -> None:
+    def interrupt_line(self, level: bool) -> None:
+        """The processor's interrupt pin; a monitor that owns the controllers drives it itself."""
         self.interrupt_pending = level
         self._update_poll()
 

@@ -61,6 +61,10 @@ class Devices:
         bus.attach(0x3DA, 1, self.crtc.status, "VGA status")
         self._timed: tuple[Timed, ...] = (self.pit, self.rtc)
 
+    def add(self, device: Timed) -> None:
+        """Something more that happens by the clock: a monitor's own timers, say."""
+        self._timed = (*self._timed, device)
+
     def deadline(self) -> int | None:
         """When a line next moves by itself, in ns of guest time."""
         nearest = None

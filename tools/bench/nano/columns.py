@@ -21,7 +21,7 @@ from tools.bench.nano import images
 from tools.bench.nano.catalogue import Benchmark
 from tools.bench.nano.emulators import PATIENCE, Bochs, Qemu
 from tools.bench.nano.worker import BARE, Sample
-from vmm.vm import MODES
+from vmm.vm import UNMODIFIED
 
 
 class Column(Protocol):
@@ -80,5 +80,5 @@ def columns(folder: Path, modes: tuple[str, ...] = ()) -> tuple[Column, ...]:
     """All of them, or those of some modes with what they are compared with; `folder` is for their files."""
     # As users have it: compiled modules are kept, so that only the first process compiles.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    ours = tuple(Ours(name, folder, environment) for name in (BARE, *(modes or MODES)))
+    ours = tuple(Ours(name, folder, environment) for name in (BARE, *(modes or UNMODIFIED)))
     return (*ours, Qemu(folder), Bochs(folder))

@@ -13,7 +13,7 @@ from vmm.isa.decode import Instruction
 from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags
 from vmm.machine import delivery
-from vmm.machine.bare import bitmap_allows
+from vmm.machine.bare import SEGMENT_LOADS, bitmap_allows, reads_tables
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
 from vmm.machine.cpu.engine import WRITE
@@ -226,8 +226,9 @@ class DeprivilegedMonitor:
         if instruction is None:
             return False
         if access == WRITE:
-            return _loads_segment(instruction)
-        if instruction.opcode not in _TABLE_READERS and instruction.key not in _TABLE_READING_GROUPS:
+            # Far transfers set no accessed bit on this CPU, and a far CALL stores on the stack.
+            return instruction.opcode in SEGMENT_LOADS
+        if not reads_tables(instruction):
             return False
         if instruction.memory is None:
             return True
@@ -298,16 +299,3 @@ class DeprivilegedMonitor:
         values |= {"eip": s.eip, "eflags": self.processor.eflags}
         values |= dict(zip(SEGMENT_NAMES, self.processor.selectors(), strict=True))
         return values | {"cr0": v.cr0, "cr2": v.cr2, "cr3": v.cr3, "cr4": v.cr4}
-
-
-# What sets a descriptor's accessed bit. Far transfers do not on this CPU, and a far CALL stores on the stack.
-_SEGMENT_LOADS = frozenset((0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5))
-
-
-# What reads a descriptor table: these, far transfers, LAR and LSL, VERR and VERW.
-_TABLE_READERS = _SEGMENT_LOADS | {0x9A, 0xEA, 0xCA, 0xCB, 0xCF, 0x0F02, 0x0F03}
-_TABLE_READING_GROUPS = frozenset(("FF/3", "FF/5", "0F00/4", "0F00/5"))
-
-
-def _loads_segment(instruction: Instruction) -> bool:
-    return instruction.opcode in _SEGMENT_LOADS
