@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from unicorn import x86_const as X
 
 from tests.oracles import require
 from tools.bench import baseline, profile
-from tools.bench.nano import images, report
+from tools.bench.nano import adams_agesen, images, report
 from tools.bench.nano.catalogue import (
     BENCHMARKS,
     EMPTY,
@@ -27,7 +28,9 @@ from tools.bench.nano.catalogue import (
 from tools.bench.nano.columns import columns
 from tools.bench.nano.disk import disk
 from tools.bench.nano.emulators import Bochs, Qemu
+from tools.bench.nano.report import Grid
 from tools.bench.nano.results import JUDGED, Results, judge
+from tools.bench.nano.run import parse
 from tools.bench.nano.worker import BARE, BLOCK, FILL, SITE, Failed, Sample, count_in, exits, run_in, timed
 from vmm.image.asm import assemble_text
 from vmm.image.image import Image, Segment
@@ -414,3 +417,72 @@ def test_a_profile_says_where_the_time_goes() -> None:
 def test_sample_of_bare_unicorn_has_no_exits() -> None:
     """There is no monitor to count them."""
     assert results(bare=1.0).exits(BENCHMARKS["call"], BARE) is None
+
+
+# Adams and Agesen's own table
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ({"native": 9.0, "bt": 26.0, "hvm": 9.5}, "native = hvm < bt"),
+        ({"native": 100.0, "bt": 90.0}, "native = bt"),
+        ({"native": 1.0, "bt": 100.0, "hvm": 10.0}, "native < hvm < bt"),
+        ({"native": 1.0}, "native"),
+        ({}, ""),
+    ],
+)
+def test_an_order_takes_what_is_close_for_equal(figures: dict[str, float], text: str) -> None:
+    """From the least to the greatest; what a busy host could have done is no difference."""
+    assert adams_agesen.order(figures) == text
+
+
+def test_what_adams_and_agesen_published_is_in_the_order_that_is_said() -> None:
+    """Each order in the table follows from the figures beside it."""
+    for row in adams_agesen.TABLE:
+        digits = [re.sub(r"\D", "", cycles) for cycles in row.cycles]
+        if all(digits):
+            figures = dict(zip(adams_agesen.OURS, map(float, digits), strict=True))
+            assert adams_agesen.order(figures) == row.order
+
+
+def test_the_page_on_adams_and_agesen_is_from_a_run() -> None:
+    """Its table has our rows and the published figures, and a reason for each NO."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "adams-agesen.md").read_text()
+    adams_agesen.replaced(page, Grid("", ()))
+    text = page.partition(adams_agesen.START)[2].partition(adams_agesen.END)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ") and "---" not in line
+    ][1:]
+    assert [row[0] for row in rows] == [published.title for published in adams_agesen.TABLE]
+    for row, published in zip(rows, adams_agesen.TABLE, strict=True):
+        assert row[1:4] == [cycles or "-" for cycles in published.cycles]
+        assert row[-1] in ("yes", "NO", "-")
+        assert row[-1] != "NO" or f"- **{published.title[0].upper()}{published.title[1:]}.**" in page
+
+
+def test_a_page_without_a_place_for_the_table_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is measured, in one line."""
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    for path, why in ((page, "no <!-- from a run -->"), (tmp_path / "absent.md", "No such file")):
+        with pytest.raises(SystemExit):
+            parse(["--adams-agesen", str(path)])
+        assert why in capsys.readouterr().err
+
+
+def test_the_table_of_a_run_has_the_modes_that_were_measured() -> None:
+    """Modes without a figure have no column, and the orders are compared among those that have one."""
+    results = Results()
+    for row in adams_agesen.TABLE:
+        for mode, seconds in (("native", 1e-6), ("bt", 4e-6)):
+            benchmark = BENCHMARKS[row.benchmark]
+            results.add(benchmark, mode, Sample(0, 0.0, 1000, seconds * 1000 * benchmark.operations))
+    grid = adams_agesen.grid(results)
+    assert grid.headings[4:6] == ("native, ns", "bt, ns") and "hvm, ns" not in grid.headings
+    assert {row[0]: row[-1] for row in grid.rows}["CALL and RET"] == "yes"
+    assert {row[0]: row[-1] for row in grid.rows}["IN"] == "NO"

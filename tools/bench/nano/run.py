@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from tools.bench.nano import images, report
+from tools.bench.nano import adams_agesen, images, report
 from tools.bench.nano.catalogue import BENCHMARKS, EMPTY, Benchmark
 from tools.bench.nano.columns import Column, columns
 from tools.bench.nano.results import JUDGED, Results
@@ -71,16 +71,26 @@ def parse(words: list[str]) -> argparse.Namespace:
         "--modes", nargs="+", metavar="MODE", choices=list(MODES), default=[], help="these alone"
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"processes for each figure ({ROUNDS})")
+    parser.add_argument(
+        "--adams-agesen", metavar="FILE", type=Path, help="beside their published table, into that page"
+    )
     parser.add_argument("--markdown", action="store_true", help="tables as Markdown")
     parser.add_argument(
         "--write", metavar="FOLDER", type=Path, help="only write the guests there, as ELF files"
     )
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.adams_agesen is not None:
+        try:
+            adams_agesen.check(options.adams_agesen)
+        except (OSError, ValueError) as error:
+            parser.error(f"--adams-agesen {options.adams_agesen}: {getattr(error, 'strerror', None) or error}")
+    return options
 
 
 def main(words: list[str]) -> int:
     options = parse(words)
-    chosen = [b for b in BENCHMARKS.values() if not options.only or b.name in options.only]
+    wanted = adams_agesen.benchmarks() if options.adams_agesen is not None else options.only
+    chosen = [b for b in BENCHMARKS.values() if not wanted or b.name in wanted]
     if options.write is not None:
         options.write.mkdir(parents=True, exist_ok=True)
         for benchmark in chosen:
@@ -91,7 +101,14 @@ def main(words: list[str]) -> int:
     order = [EMPTY, *(b for b in chosen if b is not EMPTY)]
     with tempfile.TemporaryDirectory() as folder:
         machines = columns(Path(folder), tuple(options.modes))
+        if options.adams_agesen is not None:
+            machines = tuple(m for m in machines if m.name in adams_agesen.OURS.values())
         results = measure(order, machines, max(1, options.rounds), not options.markdown)
+    if options.adams_agesen is not None:
+        beside = adams_agesen.grid(results)
+        adams_agesen.write(options.adams_agesen, beside)
+        report.show([beside], report.reasons(results, order, machines), options.markdown)
+        return 0
     grids = [report.times(results, order, machines), report.exits(results, order, machines)]
     if JUDGED in {m.name for m in machines}:
         grids.append(report.limits(results, order))
