@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from vmm.comparison import (
     ModeRun,
 )
 from vmm.image.load import load_image
+from vmm.measures import Changed, changed_lines
 from vmm.monitor.translator.monitor import TranslatingMonitor
 from vmm.monitor.trap.monitor import TrapMonitor
 from vmm.vm import MODES
@@ -281,39 +283,44 @@ def test_each_exit_is_in_a_group(reason: str, group: str) -> None:
     assert exits.group_of(reason) == group
 
 
-# Five modes, of which two are the bare machine under another name: what the table makes of any mode.
+# Guests with two builds, with one, and what the table makes of modes that cannot run them.
 
 BOTH = """\
 bits 32
 org 0x100000
-start:  mov esp, 0x200000
+%include "include/pc.inc"
 %ifdef PV
-        mov al, 'p'
-        nop
-%else
-        mov al, 'm'
+%include "include/xen.inc"
 %endif
-        out 0xE9, al
-        mov al, 10
-        out 0xE9, al
-        mov al, 0
-        out 0xF4, al
+section .text
+start:  mov esp, stack_top
+        call serial_setup
+%ifdef PV
+        println 'made for Xen'
+%else
+        println 'made for the machine'
+%endif
+        exit 0
+%include "include/serial.inc"
+section .bss
+        resb 4096
+stack_top:
 """
 ONLY_MACHINE = "bits 32\norg 0x100000\n%ifdef PV\n%error not for Xen\n%endif\nstart: cli\n hlt\n"
+UNMODIFIED = [mode for mode in MODES if MODES[mode].image == "same"]
 
 
 @pytest.fixture
 def five(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modes `hvm` and `pv`, played by the bare machine."""
-    native = MODES["native"]
+    """Five modes; where there are fewer, the bare machine plays another."""
     for name in ("hvm", "pv"):
-        monkeypatch.delitem(MODES, name, raising=False)
-    monkeypatch.setitem(MODES, "hvm", replace(native, name="hvm", summary="played", knows="nothing"))
-    pv = replace(native, name="pv", summary="played", image="pv", knows="its source")
-    monkeypatch.setitem(MODES, "pv", pv)
+        if name not in MODES:
+            played = replace(MODES["native"], name=name, summary="played", knows="nothing: the hardware knows")
+            monkeypatch.setitem(MODES, name, played)
 
 
 def source(folder: Path, text: str) -> Path:
+    shutil.copytree(GUESTS / "include", folder / "include", dirs_exist_ok=True)
     path = folder / "guest.asm"
     path.write_text(text)
     return path
@@ -328,57 +335,93 @@ def rows_of(out: str) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.usefixtures("five")
 def test_a_paravirtual_build_is_compared_by_what_it_shows(vmm: Cli) -> None:
-    """Another build of the guest has no state to compare, but a console, an end, and lines that differ."""
-    path = source(vmm.folder, BOTH)
-    assert vmm("compare", path) == 0
-    rows = rows_of(vmm.out)
-    assert rows["native"] == ["trap", "bt", "hvm", "pv"]
-    assert rows["outcome"] == ["exit 1"] * 5
-    assert rows["state"] == ["the reference", "equal", "equal", "equal", "-"]
-    assert rows["console"] == ["1 line", *["1 line, equal"] * 3, "1 line, not equal"]
-    assert rows["lines changed"] == ["0", "0", "0", "0", "-1 +2"]
-    assert rows["exits"] == ["3"] * 5
-    assert "native | m" in vmm.out and "pv     | p" in vmm.out
-    assert "another build, -1 +2 of 7 lines" in vmm.out
-    vmm("compare", path, "--json")
-    *_, pv = json.loads(vmm.out)["modes"]
-    assert pv["compared"] == "console and outcome" and pv["divergence"] is None and not pv["console_equal"]
-    assert pv["lines_changed"] == {"removed": 1, "added": 2, "of": 7}
+    """Another build of the guest has no state to compare, but a console, an end, and lines that changed."""
+    assert vmm("compare", GUESTS / "hello.asm") == 0
+    out, rows = vmm.out, rows_of(vmm.out)
+    assert rows["outcome"] == ["exit 1"] * len(MODES)
+    assert sorted(rows["state"]) == sorted(["the reference", *["equal"] * (len(UNMODIFIED) - 1), "-"])
+    assert sorted(rows["console"]) == sorted(["1 line", *["1 line, equal"] * (len(MODES) - 1)])
+    assert rows["lines changed"].count("0") == len(UNMODIFIED)
+    vmm("compare", GUESTS / "hello.asm", "--json")
+    pv = next(mode for mode in json.loads(vmm.out)["modes"] if mode["mode"] == "pv")
+    assert pv["compared"] == "console and outcome" and pv["divergence"] is None and pv["console_equal"]
+    assert pv["groups"]["hypercalls"] > 0
+    changed = pv["lines_changed"]
+    assert f"-{changed['removed']} +{changed['added']}" in rows["lines changed"]
+    assert f"\npv: another build, -{changed['removed']} +{changed['added']} of {changed['of']} lines, " in out
 
 
-@pytest.mark.usefixtures("five")
+def test_lines_changed_are_places_in_the_listing(tmp_path: Path) -> None:
+    """A line counts once however often its macro is used, and only if it makes code in one build alone."""
+    text = """
+%macro say 1
+        mov al, %1
+        out 0xE9, al
+%endmacro
+%ifdef OTHER
+%macro say_twice 1
+        mov al, %1
+        out 0xE9, al
+        out 0xE9, al
+%endmacro
+%else
+%macro say_twice 1
+        say %1
+        say %1
+%endmacro
+%endif
+start:  say 1
+        say_twice 2
+        say_twice 3
+        hlt
+"""
+    path = tmp_path / "guest.asm"
+    path.write_text(text)
+    plain, other = (load_image(path, memory=MEMORY, defines=defines) for defines in ({}, {"OTHER": ""}))
+    changed = changed_lines(plain, other)
+    assert changed == Changed(0, 3, 3)
+    assert changed_lines(plain, plain) == Changed(0, 0, 3)
+
+
+def test_a_build_that_prints_something_else_is_shown(vmm: Cli) -> None:
+    """That is not called wrong, for it is another program; the lines that differ are shown."""
+    assert vmm("compare", source(vmm.folder, BOTH)) == 0
+    assert "1 line, not equal" in vmm.out and "WRONG" not in vmm.out
+    assert "native | made for the machine" in vmm.out and "pv     | made for Xen" in vmm.out
+    assert f"No difference under {' and '.join(UNMODIFIED[1:])}: " in vmm.out
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         (ONLY_MACHINE, "its source has no paravirtual build: not for Xen"),
-        ("start: cli\n hlt\n", "its source does not ask for PV"),
-        (None, "there is no source"),
+        ("start: cli\n hlt\n", "its source makes no Xen guest of PV"),
+        (None, "it is made for the machine, and there is no source to make another of"),
     ],
 )
 def test_a_guest_that_a_mode_cannot_run_is_a_dash(vmm: Cli, text: str | None, why: str) -> None:
     """By default such a mode is shown as such; asked for by name, it is an error of one line."""
     path = vmm.guest(HALT) if text is None else source(vmm.folder, text)
     assert vmm("compare", path) == 0
-    assert rows_of(vmm.out)["outcome"] == ["halt"] * 4 + ["-"]
-    assert f"\npv: {why}" in vmm.out.replace("it is made for the machine, and ", "")
+    assert sorted(rows_of(vmm.out)["outcome"]) == sorted(["halt"] * len(UNMODIFIED) + ["-"])
+    assert f"\npv: {why}.\n" in vmm.out
     assert vmm("compare", path, "--json") == 0
-    assert list(json.loads(vmm.out)["absent"]) == ["pv"]
+    assert json.loads(vmm.out)["absent"] == {"pv": why}
     assert vmm("compare", path, "--modes", "native,pv") == 2
-    assert vmm.out == "" and vmm.err.count("\n") == 1
-    assert vmm.err.startswith("vmm: --modes pv: cannot run ")
+    assert vmm.out == "" and vmm.err == f"vmm: --modes pv: cannot run {path}: {why}\n"
 
 
-@pytest.mark.usefixtures("five")
 def test_a_guest_that_only_a_paravirtual_mode_can_run_has_no_reference(vmm: Cli) -> None:
-    """Then there is one run, and nothing beside it."""
-    path = source(vmm.folder, BOTH)
-    assert vmm("compare", path, "-D", "PV") == 0
-    rows = rows_of(vmm.out)
-    assert rows["outcome"] == ["-", "-", "-", "-", "exit 1"]
-    assert vmm("compare", path, "-D", "PV", "--modes", "native") == 2
-    assert "--modes native: cannot run" in vmm.err
+    """Then there is one run, and nothing beside it: of a source with -D PV, and of the ELF made of it."""
+    path, elf = source(vmm.folder, BOTH), vmm.folder / "guest.elf"
+    assert vmm("build", path, "-D", "PV", "-o", elf) == 0
+    for words in ([path, "-D", "PV"], [elf]):
+        assert vmm("compare", *words) == 0
+        assert sorted(rows_of(vmm.out)["outcome"]) == sorted(["-"] * len(UNMODIFIED) + ["exit 1"])
+        assert "native: it is made for Xen's interface.\n" in vmm.out
+        assert vmm("compare", *words, "--modes", "native") == 2
+        assert "--modes native: cannot run" in vmm.err and vmm.err.count("\n") == 1
 
 
 @pytest.mark.usefixtures("five")

@@ -1,6 +1,6 @@
 """Which builds of a guest there are: the one for the machine, and the one for Xen's interface.
 
-A source has the second if it can be assembled with `-D PV` and then is another guest than without.
+A source has the second if with `-D PV` it assembles to a guest with Xen notes; an ELF is the one or the other.
 """
 
 from __future__ import annotations
@@ -36,19 +36,14 @@ class Builds:
 
 def builds_of(options: argparse.Namespace, memory: int, modes: Iterable[str]) -> Builds:
     """What the guest that `options` name can be for `modes`; raises as `image_of`."""
-    kinds = {MODES[mode].image for mode in modes} | {"same"}
     image = image_of(options, memory)
-    source = is_source(values.path(options.guest))
-    if source and PV in values.defines(options.defines):
-        return Builds(
-            None, image, {"same": f"-D {PV} makes a guest that only a paravirtual interface can run"}
-        )
-    if "pv" not in kinds:
+    if image.xen is not None:
+        return Builds(None, image, {"same": "it is made for Xen's interface"})
+    if all(MODES[mode].image == "same" for mode in modes):
         return Builds(image, None, {})
-    if not source:
-        return Builds(
-            image, None, {"pv": "it is made for the machine, and there is no source to make another of"}
-        )
+    if not is_source(values.path(options.guest)):
+        why = "it is made for the machine, and there is no source to make another of"
+        return Builds(image, None, {"pv": why})
     wanted = copy(options)
     wanted.defines = [*options.defines, PV]
     try:
@@ -58,8 +53,8 @@ def builds_of(options: argparse.Namespace, memory: int, modes: Iterable[str]) ->
         return Builds(image, None, {"pv": f"its source has no paravirtual build: {what}"})
     except ImageError as error:
         return Builds(image, None, {"pv": f"its source has no paravirtual build: {error}"})
-    if pv.segments == image.segments:
-        return Builds(image, None, {"pv": f"its source does not ask for {PV}: it has no paravirtual build"})
+    if pv.xen is None:
+        return Builds(image, None, {"pv": f"its source makes no Xen guest of {PV}"})
     return Builds(image, pv, {})
 
 

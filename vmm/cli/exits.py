@@ -14,7 +14,7 @@ GROUPS = {
     "hypercalls": ("hypercall",),
     "intercepts": ("VMEXIT_",),
     "exceptions": ("exception", "INT", "external", "hlt", "VMEXIT_EXCP", "VMEXIT_HLT"),  # and interrupts
-    "events injected": ("injected", "event", "upcall"),
+    "events injected": ("injected", "event", "NMI"),
     "translation": ("link", "look-up", "return", "changed"),
     "hidden faults": ("hidden",),
     "nested faults": ("VMEXIT_NPF",),
