@@ -1,0 +1,125 @@
+"""Kernels that others have built for Xen, run under ours: Debian's GRUB for Xen and its GNU Mach.
+
+    python -m tools.xen_guests [--folder DIR] [--suite NAME]
+
+fetches the packages with the system's own package manager into a folder (a temporary one unless named), for i386 and
+without touching what the system has installed or listed; makes a GRUB image of the modules that its prompt needs; and
+runs both, printing the console of each and how it ended. `--suite` takes GNU Mach from another release than the
+system's.
+
+Needs apt-get and dpkg, a 64-bit Debian (for GRUB's image maker) and the network. Nothing that it fetches belongs into
+the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from vmm.errors import VmmError
+from vmm.image.load import load_image
+from vmm.vm import VirtualMachine
+
+MODULES = ("normal", "minicmd", "echo", "ls", "help", "halt", "reboot", "terminal")
+GRUB = ("grub-xen-bin", "grub-common")
+MACH = "gnumach-image-1.8-xen-486"
+TYPED = b"echo a prompt under $grub_platform\rhalt\r"
+MEMORY, LIMIT = 64 << 20, 300_000_000
+
+
+def apt(folder: Path, architecture: str, suite: str | None, *words: str) -> None:
+    """apt-get with lists and cache of its own in `folder`."""
+    (folder / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (folder / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    options = {
+        "Dir::State::lists": folder / "lists",
+        "Dir::Cache": folder / "cache",
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
+    }
+    if suite is not None:
+        source = folder / "sources.list"
+        source.write_text(f"deb {_site()} {suite} main\n")
+        options |= {"Dir::Etc::sourcelist": source, "Dir::Etc::sourceparts": Path("/dev/null")}
+    command = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items()), *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode and words[0] != "update":  # an index that is missing shows when a package is
+        sys.exit(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def _site() -> str:
+    """Where the system gets its packages from."""
+    done = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"], capture_output=True, text=True
+    )
+    sites = done.stdout.split()
+    if not sites:
+        sys.exit("the system has no package lists: run apt-get update")
+    return sites[0]
+
+
+def fetch(folder: Path, architecture: str, suite: str | None, packages: tuple[str, ...]) -> Path:
+    """The root under which the files of `packages` lie, without being installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    apt(folder, architecture, suite, "update")
+    apt(folder, architecture, suite, "download", *packages)
+    root = folder / "root"
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package, root], check=True)
+    return root
+
+
+def make_grub(folder: Path) -> Path:
+    """An image of GRUB for a 32-bit domain that goes to its prompt."""
+    root = fetch(folder / "grub", "amd64", None, GRUB)
+    image = folder / "grub-i386-xen.elf"
+    maker = root / "usr/bin/grub-mkimage"
+    modules = root / "usr/lib/grub/i386-xen"
+    command = [maker, "-d", modules, "-O", "i386-xen", "-o", image, "-p", "/boot/grub", *MODULES]
+    subprocess.run(command, check=True)
+    return image
+
+
+def make_mach(folder: Path, suite: str | None) -> Path:
+    """GNU Mach's kernel, unpacked."""
+    root = fetch(folder / "mach", "i386", suite, (MACH,))
+    kernel = folder / "gnumach-xen"
+    kernel.write_bytes(gzip.decompress(next((root / "boot").glob("*.gz")).read_bytes()))
+    return kernel
+
+
+def boot(path: Path, typed: bytes = b"") -> None:
+    """Run it, its console on standard output."""
+    print(f"--- {path.name}", flush=True)
+
+    def show(data: bytes) -> None:
+        os.write(sys.stdout.fileno(), data)
+
+    image = load_image(path, memory=MEMORY)
+    vm = VirtualMachine(image, "pv", memory=MEMORY, show=show, console_input=typed)
+    result = vm.run(LIMIT)
+    exits = sum(row.count for row in result.exits.rows.values())
+    print(f"\n--- {result.outcome.kind}: {result.outcome.detail}; {result.instructions:,} instructions, {exits:,} exits")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keep what is fetched here")
+    parser.add_argument("--suite", help="the release that GNU Mach comes from")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).resolve()
+        try:
+            boot(make_grub(folder), TYPED)
+            boot(make_mach(folder, options.suite))
+        except VmmError as error:
+            sys.exit(f"xen_guests: {error}")
+
+
+if __name__ == "__main__":
+    main()
