@@ -7,12 +7,14 @@ ends in EAX, EBX or memory, so that a mode which does it wrong is found out.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 from vmm.events import ExitTable
 from vmm.image.asm import Encoder, Keystone, assemble_text
 from vmm.image.image import Image
 from vmm.image.load import from_assembly, with_information
 
+GUESTS = Path(__file__).resolve().parent.parent / "guests"
 MEMORY = 16 << 20
 LIMIT = 100_000
 
@@ -187,3 +189,86 @@ def added(exits: ExitTable, base: ExitTable) -> dict[str, int]:
         for reason, row in exits.rows.items()
     }
     return {reason: count for reason, count in counts.items() if count > 0}
+
+
+# The same for a guest of Xen's interface: what its source has in the instruction's place, or the instruction itself.
+
+PV_GUEST = """\
+bits 32
+org 0x100000
+%include "include/xen.inc"
+section .text
+start:  mov esp, stack_top
+        mov ebx, PHYSDEVOP_SET_IOPL
+        mov ecx, iopl
+        hypercall HYPERVISOR_PHYSDEV_OP
+        mov ebx, trap_table
+        hypercall 0
+        {before}
+        xor eax, eax
+        xor ebx, ebx
+        xor ecx, ecx
+        xor edx, edx
+snippet:
+        {code}
+done:   mov al, 0
+        out 0xF4, al
+handler:
+        mov esp, stack_top - 256
+        jmp done
+comes_back:
+        iret
+section .data
+trap_table:
+%macro trap 2
+        db %1, 3
+        dw 0xE019
+        dd %2
+%endmacro
+        trap 3, comes_back
+        trap 4, comes_back
+        trap 6, handler
+        trap 13, handler
+        trap 0x20, comes_back
+        dq 0
+pointer: dd 0
+        dw 0xE021
+flush:  dd 6, 0, 0              ; TLB_FLUSH_LOCAL
+one_page: dd 7, stored, 0       ; INVLPG_LOCAL
+no_ldt: dd 13, 0, 0             ; SET_LDT, of no entries
+base:   dd 5, 0, 0              ; NEW_BASEPTR
+section .bss
+stored: resb 16
+        resb 4096
+stack_top:
+"""
+_MMUEXT = "mov ebx, {}\nmov ecx, 1\nxor edx, edx\nmov esi, 0x7FF0\nhypercall 26"
+PV_SNIPPETS: dict[str, tuple[str, str]] = {
+    name: (code.replace("0x08:done", "0xE019:done").replace("0x10", "0xE021"), "")
+    for name, (code, _) in SNIPPETS.items()
+    if name not in ("CLI", "STI", "IN", "OUT", "SYSENTER")  # of these the source has something that is not one exit
+} | {
+    "LAR": ("mov ecx, 0xE019\nlar eax, ecx", ""),
+    "LSL": ("mov ecx, 0xE019\nlsl eax, ecx", ""),
+    "RET far": ("push dword 0xE019\npush dword done\nretf", ""),
+    "IRET": ("push dword 0x202\npush dword 0xE019\npush dword done\njmp hypercall_page + 23 * 32", ""),
+    "LGDT": ("mov ebx, stored\nxor ecx, ecx\nhypercall 2", ""),
+    "LIDT": ("mov ebx, trap_table\nhypercall 0", ""),
+    "LLDT": (_MMUEXT.format("no_ldt"), ""),
+    "LTR": ("mov ebx, 0xE021\nmov ecx, stack_top\nhypercall 3", ""),
+    "CLTS": ("hypercall 5", ""),
+    "MOV CR": (_MMUEXT.format("base"), "mov eax, cr3\nshr eax, 12\nmov [base + 4], eax"),
+    "MOV DR": ("hypercall 8", ""),
+    "INVLPG": (_MMUEXT.format("one_page"), ""),
+    "HLT": ("mov ebx, 1\nhypercall 29", ""),
+    "CPUID": ("db 0x0F, 0x0B, 'xen', 0x0F, 0xA2", ""),
+    "RDMSR": ("mov ecx, 0x277\nrdmsr", ""),
+    "WRMSR": ("mov ecx, 0x277\nmov eax, [stored]\nmov edx, [stored + 4]\nwrmsr",
+              "mov ecx, 0x277\nrdmsr\nmov [stored], eax\nmov [stored + 4], edx"),
+}  # fmt: skip
+
+
+def pv_image_of(code: str, before: str = "") -> Image:
+    """The guest of Xen's interface with this snippet."""
+    text = PV_GUEST.replace("{before}", before).replace("{code}", code)
+    return from_assembly("snippet", assemble_text(text, encoder=_encoder(), folder=GUESTS))

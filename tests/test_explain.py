@@ -126,6 +126,20 @@ def test_code_that_a_kernel_has_copied_is_found_by_its_bytes() -> None:
     assert all(line.eip >= 0x40000000 for line in calls)
 
 
+def test_a_hypercall_is_put_down_to_who_makes_it() -> None:
+    """Not to the hypercall page, through which all of them go, but to the CALL there."""
+    image = load_image(GUESTS / "hello.asm", memory=MEMORY, defines={"PV": ""})
+    vm = VirtualMachine(image, "pv")
+    attribution = Attribution(vm.machine)
+    vm.run(100_000)
+    (line,) = (
+        line for line in costliest(attribution.sites, image, 100) if "hypercall console_io" in line.exits.rows
+    )
+    assert line.exits.rows["hypercall console_io"].count == len(vm.console.kept)
+    assert line.source is not None and line.source.text.split()[:2] == ["call", "hypercall_page"]
+    assert line.acts("pv")["pv"].text.startswith("asks the hypervisor")
+
+
 def test_the_ten_costliest_lines_are_told(vmm: Cli) -> None:
     """Ten at most, the costliest first, each with its exits, its class, and every mode; the last line is the end."""
     assert vmm("run", GUESTS / "processes.asm", "--explain") == 1

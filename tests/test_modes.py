@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mode_snippets import LIMIT, SNIPPETS, added, image_of
+from tests.mode_snippets import LIMIT, MEMORY, PV_SNIPPETS, SNIPPETS, added, image_of, pv_image_of
 from vmm.comparison import Comparer
 from vmm.isa.classification import TABLE
 from vmm.isa.modes import PV, WAYS, acts_of, acts_upon
-from vmm.vm import MODES
+from vmm.vm import MODES, VirtualMachine
 
 COMPARED = [mode for mode in MODES if mode in WAYS and MODES[mode].image == "same"]
 # Exits that say nothing of an instruction: a translator's of its own, and the first use of a page.
@@ -45,6 +45,20 @@ def test_each_mode_does_what_the_table_says(name: str) -> None:
             assert (with_it.divergence is not None) == act.wrong, (mode, act, with_it.divergence)
 
 
+@pytest.mark.parametrize("name", PV_SNIPPETS)
+def test_a_paravirtual_guest_takes_the_exit_that_the_table_says(name: str) -> None:
+    """What its source has in the instruction's place, a hypercall or itself, costs what is claimed."""
+    code, before = PV_SNIPPETS[name]
+    with_it, without = (
+        VirtualMachine(pv_image_of(text, before), PV, memory=MEMORY).run(LIMIT) for text in (code, "nop")
+    )
+    assert without.outcome.kind == "exit"
+    act = acts_of(next(row for row in TABLE if row.name == name))[PV]
+    seen = [reason for reason in added(with_it.exits, without.exits) if reason != "hlt"]
+    assert bool(seen) == bool(act.exit), (act, seen)
+    assert all(reason.startswith(act.exit) for reason in seen), (act, seen)
+
+
 def test_every_row_has_an_act_in_every_mode() -> None:
     """Of every instruction the table says something for every way to run a guest, and knows every mode."""
     assert set(MODES) <= set(WAYS)
@@ -70,7 +84,7 @@ def test_only_trap_and_emulate_is_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["exception #PF", "hidden fault: store noticed", "link followed", "VMEXIT_NPF"]
+    "reason", ["exception #PF", "hidden fault: store noticed", "link followed", "VMEXIT_NPF", "hypercall iret"]
 )
 def test_a_fault_is_told_by_its_reason(reason: str) -> None:
     """What is not the instruction's own doing has acts, too, in every mode."""

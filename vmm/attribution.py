@@ -24,9 +24,12 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.engine import Stop
 from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
+from vmm.monitor.paravirt.abi.hypercalls import HYPERCALL_VECTOR
 
-PLACELESS = frozenset(("external interrupt", "return missed"))
+PLACELESS = frozenset(("external interrupt", "event upcall", "NMI", "return missed"))
 _INT, _ONE_BYTE = 0xCD, (b"\xcc", b"\xce", b"\xf4")  # INT n; INT3, INTO, HLT
+_CALL_SIZE = 5  # bytes of CALL rel32
+_STUB = bytes((_INT, HYPERCALL_VECTOR, 0xC3))  # in the hypercall page, which a kernel calls
 _PAST = (Stop.HALT, Stop.REQUESTED)  # a HLT is over
 
 
@@ -87,11 +90,25 @@ class Attribution:
     def _note(self, past: bool) -> None:
         machine = self._machine
         eip, ring = machine.control.where(), machine.state.cpl
+        if past and (caller := self._caller(eip)) is not None:
+            eip, past = caller, False
         key = eip, ring, past
         site = self._sites.get(key)
         if site is None:
             site = self._sites[key] = self._look(eip, ring, past)
         self._here = site
+
+    def _caller(self, eip: int) -> int | None:
+        """The CALL of a kernel that has called into the hypercall page, EIP being past the stub's INT."""
+        machine, state = self._machine, self._machine.state
+        linear = eip + state.segment_base(at.CS) - 2 & 0xFFFFFFFF
+        if machine.linear.code(linear, len(_STUB)) != _STUB:
+            return None
+        try:
+            returns = machine.linear.read(state.esp + state.segment_base(at.SS) & 0xFFFFFFFF, 4, mark=False)
+            return returns - _CALL_SIZE & 0xFFFFFFFF
+        except PageFault:
+            return None
 
     def _look(self, eip: int, ring: int, past: bool) -> Site:
         machine = self._machine

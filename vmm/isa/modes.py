@@ -104,7 +104,8 @@ _INT = {
 _STRING = _everywhere("executed by the machine, port by port", "instruction")
 _BY_ENGINE = {NATIVE: Act(_BY_MACHINE, "instruction"), HVM: Act(_BY_MACHINE + "; not intercepted", "instruction")}
 _FLAG = Act("a store to evtchn_upcall_mask, no exit")
-_NO_DEVICES = Act("there are no devices: the console is a ring or console_io, time is an event")
+_NO_DEVICES = Act("no devices, but for ports passed through: the console is a ring or console_io, time an event")
+_NOT_EMULATED = Act("#GP, which the guest gets: Xen emulates no such thing", "exception #GP")
 _EMULATED = Act("emulated by the hypervisor, after #GP", "emulated")
 
 _ROWS: dict[str, dict[str, Act]] = {
@@ -179,6 +180,7 @@ _ROWS: dict[str, dict[str, Act]] = {
         HVM: Act("executes: it is the guest's own TLB"),
         PV: _hypercall("mmuext_op", "INVLPG, or a flag of update_va_mapping"),
     },
+    **{name: {PV: _NOT_EMULATED} for name in ("LMSW", "INVD", "SYSEXIT")},
     "RDPMC": dict.fromkeys(WAYS, _NO_SUCH),
     "RDMSR": {**_BY_ENGINE, PV: _EMULATED},
     "WRMSR": {**_BY_ENGINE, PV: _EMULATED},
@@ -216,6 +218,12 @@ _REASONS: dict[str, dict[str, Act]] = {
         "the shadow tables are filled, with or without an exit",
         "a nested page fault: the first use of a frame, or its other use as code or data",
         "no fault: the page tables are the real ones",
+    ),
+    "hypercall": _upon(
+        "there is nobody to ask: the build for the machine does it by instructions of its own",
+        "as on the machine; what is privileged of it exits",
+        "as on the machine; what is intercepted of it exits",
+        "asks the hypervisor, which checks and does it: one exit",
     ),
     "link followed": _TRANSLATORS,
     "look-up missed": _TRANSLATORS,
