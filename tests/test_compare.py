@@ -395,8 +395,8 @@ def test_a_build_that_prints_something_else_is_shown(vmm: Cli) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (ONLY_MACHINE, "its source has no paravirtual build: not for Xen"),
-        ("start: cli\n hlt\n", "its source makes no Xen guest of PV"),
+        (ONLY_MACHINE, "its source refuses -D PV: not for Xen"),
+        ("start: cli\n hlt\n", "its source makes no Xen guest of -D PV"),
         (None, "it is made for the machine, and there is no source to make another of"),
     ],
 )

@@ -78,6 +78,28 @@ def test_the_run_shown_is_a_real_one() -> None:
     assert timeless(shown[len(lines) :]) == timeless(done.stderr.splitlines())
 
 
+def test_the_explanation_shown_is_a_real_one() -> None:
+    """Each line explained in the README is explained so today, but for its time and its place among the ten."""
+    command = "python -m vmm run guests/popf.asm --mode trap --explain"
+    shown = README.split(f"    $ {command}\n")[1].split("\n\nWhat is said there")[0]
+    printed = run(command).stderr
+
+    def lines(text: str) -> dict[str, list[str]]:
+        """What is said of each place."""
+        blocks = [block.split() for block in re.split(r"\n+ *\d+\. |\n *\.\.\.|\n\n", text)]
+        return {
+            words[0]: [word for word in words if not re.fullmatch(r"[\d.]+|[num]?s:", word)]
+            for words in blocks
+            if words and ":" in words[0]
+        }
+
+    today, then = lines(printed), lines(shown)
+    assert len(then) == 3
+    assert {place for place in then if place in today} >= set(list(then)[:2])
+    for place in then:
+        assert place not in today or then[place] == today[place]
+
+
 def test_the_translations_shown_are_real_ones(tmp_path: Path) -> None:
     """Each stretch of the page pasted into the README stands like that in the page of today."""
     command = "python -m vmm run guests/pushf.asm --dump-translations pushf.txt"

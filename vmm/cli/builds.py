@@ -49,12 +49,12 @@ def builds_of(options: argparse.Namespace, memory: int, modes: Iterable[str]) ->
     try:
         pv = image_of(wanted, memory)
     except AssemblyError as error:
-        what = error.what.removeprefix("%error: ")
-        return Builds(image, None, {"pv": f"its source has no paravirtual build: {what}"})
+        what = error.what.removeprefix("%error: ").removeprefix(f"{PV} : ")
+        return Builds(image, None, {"pv": f"its source refuses -D {PV}: {what}"})
     except ImageError as error:
-        return Builds(image, None, {"pv": f"its source has no paravirtual build: {error}"})
+        return Builds(image, None, {"pv": f"its source makes no Xen guest of -D {PV}: {error}"})
     if pv.xen is None:
-        return Builds(image, None, {"pv": f"its source makes no Xen guest of {PV}"})
+        return Builds(image, None, {"pv": f"its source makes no Xen guest of -D {PV}"})
     return Builds(image, pv, {})
 
 
