@@ -16,7 +16,8 @@ from tests.test_cli import EXIT_5, HALT, Cli
 from tests.test_cli import vmm as vmm
 from vmm.cli import compare as command
 from vmm.cli.main import main
-from vmm.errors import OutputError
+from vmm.comparison import Comparer
+from vmm.errors import Interrupted, OutputError
 from vmm.vm import MODES
 
 # Writes "<script>...</script>" to its console, and in ring 1 something else: so that it is among the differences.
@@ -122,6 +123,44 @@ def test_a_page_that_cannot_be_written_loses_nothing(vmm: Cli) -> None:
     assert vmm("compare", vmm.guest(HALT), "--html", "/dev/full") == OutputError.status
     assert "No difference" in vmm.out
     assert vmm.err == "vmm: --html /dev/full: No space left on device\n"
+
+
+def test_a_comparison_that_fails_leaves_the_last_page(vmm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is opened before the run and replaced after it: an interrupted one destroys nothing."""
+    path = vmm.folder / "report.html"
+    path.write_text("the last page, and longer than nothing")
+
+    def interrupted(_self: Comparer, _modes: object) -> None:
+        raise Interrupted("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Comparer, "compare", interrupted)
+        assert vmm("compare", vmm.guest(HALT), "--html", path) == Interrupted.status
+    assert path.read_text() == "the last page, and longer than nothing"
+    path.write_text("x" * 10**6)
+    assert vmm("compare", vmm.guest(HALT), "--html", path) == 0
+    assert path.read_text().endswith("</html>")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("fa ebfe", ["--max-instructions", "1000", "--modes", "native"]),  # no exit at all
+        ("b041 66bae900 ee ebfd", ["--max-instructions", "20000"]),  # a console without an end
+        ("b800000040 ffe0", []),  # no memory there
+        ("f4", ["--modes", "bt"]),
+    ],
+)
+def test_every_guest_makes_a_page(vmm: Cli, code: str, words: list[str]) -> None:
+    """However a guest ends, and whichever modes were asked for."""
+    text = page_of(vmm, vmm.guest(bytes.fromhex(code)), *words)
+    assert text.count("<svg") in (1, 2) and text.endswith("</html>")
+
+
+def test_a_guest_of_xens_alone_makes_a_page(vmm: Cli) -> None:
+    """Without a reference there are no ratios and no verdicts, but a table and charts."""
+    text = page_of(vmm, GUESTS / "hello.asm", "-D", "PV")
+    assert "made for Xen&#39;s interface" in text and text.count("<svg") == 2
 
 
 def test_what_makes_the_page_may_be_missing(vmm: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

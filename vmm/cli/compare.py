@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING
 from vmm.cli import differences, status, values
 from vmm.cli.builds import builds_of, refuse
 from vmm.cli.exits import grouped
-from vmm.cli.guest import check_distinct, open_output
+from vmm.cli.guest import check_distinct, open_output, replace_output
 from vmm.cli.interrupts import Interrupts
 from vmm.cli.table import Cell, lines_of, notes_of
 from vmm.cli.terminal import page, printable
 from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, Divergence, ModeRun
-from vmm.errors import OutputError, UsageError
+from vmm.errors import UsageError
 from vmm.vm import MODES
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def compare(options: argparse.Namespace) -> int:
     if options.modes is not None:
         refuse(options.guest, builds, modes)
     absent = builds.absent(modes)
-    html = None if options.html is None else open_output("--html", options.html)
+    html = None if options.html is None else open_output("--html", options.html, keep=True)
     comparer = Comparer(
         builds.same, pv=builds.pv, memory=memory, console_input=console_input, max_instructions=limit
     )
@@ -59,7 +58,11 @@ def compare(options: argparse.Namespace) -> int:
         with page() as out:
             _show(out, options.guest, comparison, modes)
     if html is not None:
-        _write_page(html, options, comparison, modes)
+        from vmm.cli.html.page import render
+
+        replace_output(
+            "--html", options.html, html, render(options.guest, _command(options), comparison, modes)
+        )
     return status.OK if comparison.explained else status.UNEXPLAINED
 
 
@@ -69,18 +72,6 @@ def _need_libraries(name: str) -> None:
     if missing:
         what = " and ".join(missing)
         raise UsageError(f"--html {name}: needs {what}: install with pip install 'vmm[html]'")
-
-
-def _write_page(descriptor: int, options: argparse.Namespace, comparison: Comparison, modes: list[str]) -> None:
-    """Write the page to the open file; raises `OutputError`."""
-    from vmm.cli.html.page import render
-
-    text = render(options.guest, _command(options), comparison, modes)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-    except OSError as error:
-        raise OutputError(f"--html {options.html}: {error.strerror}") from None
 
 
 def _command(options: argparse.Namespace) -> str:

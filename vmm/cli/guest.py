@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,10 +54,24 @@ def _same_file(a: str, b: str) -> bool:
         return os.path.abspath(a) == os.path.abspath(b)
 
 
-def open_output(option: str, name: str) -> int:
-    """A file descriptor to write to, before the run, so that nothing is lost after it; `OutputError`."""
+def open_output(option: str, name: str, *, keep: bool = False) -> int:
+    """A file descriptor to write to, before the run, so that nothing is lost after it; `OutputError`.
+
+    With `keep` what the file holds is still there until `replace_output`.
+    """
     try:
-        return os.open(Path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        return os.open(Path(name), os.O_WRONLY | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o666)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise OutputError(f"{option} {name}: cannot be written: {reason}: choose another file") from None
+
+
+def replace_output(option: str, name: str, descriptor: int, text: str) -> None:
+    """Write all that the file shall hold, and close it; `OutputError`."""
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                file.truncate(0)
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"{option} {name}: {error.strerror}") from None
