@@ -41,6 +41,7 @@ DEFAULT_LIMIT = 100_000_000  # instructions that each run may take
 FIRST_STEP, LARGEST_STEP = 1 << 12, 1 << 22  # instructions between two samples of the first pass
 SAMPLES = 64  # of each later pass
 SHOWN_PARTS = 4  # differences that the sentence names
+WARM = 10_000  # instructions of the run before the one that is measured
 CONTEXT = 3  # source lines before the one to blame
 # What the translator, which leaves processes alone, cannot keep from them: theorem 3 asks that these trap there.
 SEEN_BY_PROCESSES = frozenset(("SGDT", "LAR", "LSL", "VERR", "VERW"))
@@ -252,7 +253,7 @@ class Comparer:
         return [Side(vm) for vm in machines]
 
     def _whole(self, mode: str) -> _Run:
-        self._make(mode)  # what is loaded for the first machine of a mode is not its guest's
+        self._make(mode)[0].vm.run(WARM)  # what is loaded when something is first done is not the guest's
         self._current = ()
         meter = MemoryMeter()
         (side,) = self._make(mode)
