@@ -1,7 +1,7 @@
 """A domain for tests of direct paging: memory, frames, first tables; and what its counts must be, counted afresh.
 
 The domain has its pseudo-physical pages at linear addresses from 0 on, `pfn << 12`, each writable but for its page
-tables. What it says in a hypercall lies in the last of them.
+tables. What it says in a hypercall lies outside of them, where no hypercall can take it away.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vmm.monitor.paravirt.abi.memory import (
 from vmm.monitor.paravirt.area import FIRST_SLOT
 from vmm.monitor.paravirt.frames import (
     ALLOCATED,
+    NOBODY,
     PAGE_TABLES,
     PINNED,
     SHARED,
@@ -41,9 +42,11 @@ FRAME = int(PaeEntry.FRAME)
 DOMAIN = 1
 MEMORY = 4 << 20
 L3, L2, XEN_TABLE, L1 = range(4)  # pseudo-physical pages of the first tables
-DATA = 4  # of the first page that is none
+OTHER_L3, OTHER_L2, OTHER_XEN_TABLE, OTHER_L1 = range(4, 8)  # of others that are ready to be used, but are not
+DATA = 8  # of the first page that is none
 PAGES = 40
-ARGUMENTS = PAGES - 2  # of the pages for what a hypercall points at
+SPOKEN = 0xE000_0000  # what a hypercall points at
+DONE = SPOKEN + 0x7000
 MAX_PAGES = 60
 
 
@@ -62,6 +65,8 @@ class Guest:
             raise Refused(Errno.EFAULT, f"{address:#x}") from None
 
     def read(self, address: int, size: int) -> bytes:
+        if address >= SPOKEN and address + size <= SPOKEN + len(self.board.spoken):
+            return bytes(self.board.spoken[address - SPOKEN : address - SPOKEN + size])
         found = bytearray()
         while len(found) < size:
             here = address + len(found)
@@ -71,6 +76,9 @@ class Guest:
         return bytes(found)
 
     def write(self, address: int, data: bytes) -> None:
+        if address >= SPOKEN and address + len(data) <= SPOKEN + len(self.board.spoken):
+            self.board.spoken[address - SPOKEN : address - SPOKEN + len(data)] = data
+            return
         while data:
             length = min(len(data), PAGE - address % PAGE)
             self.board.memory.load(self._physical(address, True), data[:length])
@@ -83,6 +91,7 @@ class Board:
 
     memory: Memory = field(default_factory=lambda: Memory(MEMORY))
     mfns: list[int] = field(default_factory=list)
+    spoken: bytearray = field(default_factory=lambda: bytearray(0x8000))
     flushes: int = 0
     # What a TLB could still hold: writable translations, linear page number to frame, since the last flush.
     tlb: set[tuple[int, int]] = field(default_factory=set)
@@ -100,11 +109,12 @@ class Board:
         self.guest = Guest(self)
         self.shared = self.paging.share_frame(writable=True)
         self.mfns = [self.paging.hand_frame(pfn) for pfn in range(PAGES)]
-        self.put(L3, 0, self.entry(L2, P))
-        self.put(L3, 3, self.entry(XEN_TABLE, P))
-        self.put(L2, 0, self.entry(L1))
-        for pfn in range(PAGES):
-            self.put(L1, pfn, self.entry(pfn, P | US if pfn < DATA else P | RW | US))
+        for root in (L3, OTHER_L3):
+            self.put(root, 0, self.entry(root + L2, P))
+            self.put(root, 3, self.entry(root + XEN_TABLE, P))
+            self.put(root + L2, 0, self.entry(root + L1))
+            for pfn in range(PAGES):
+                self.put(root + L1, pfn, self.entry(pfn, P | US if pfn < DATA else P | RW | US))
         self.paging.start(self.mfns[L3])
         self.paging.vm_assist(0, 2)
         self.look()
@@ -140,24 +150,22 @@ class Board:
     # Hypercalls
 
     def say(self, data: bytes) -> int:
-        """Put what a hypercall points at into the domain's memory, its address."""
-        self.memory.load(self.mfns[ARGUMENTS] << 12, data)
-        return ARGUMENTS << 12
+        """Put what a hypercall points at where it can read it; the address."""
+        self.spoken[: len(data)] = data
+        return SPOKEN
 
     @property
     def done(self) -> int:
         """What the last batch said that it had done."""
-        return self.memory.read((self.mfns[ARGUMENTS + 1] << 12), 4)
+        return int.from_bytes(self.guest.read(DONE, 4), "little")
 
     def update(self, *updates: tuple[int, int], foreign: int = DOMID_SELF) -> int:
         data = b"".join(bytes(Update(ptr, value)) for ptr, value in updates)
-        done = ARGUMENTS + 1 << 12
-        return self.paging.mmu_update(self.guest, self.say(data), len(updates), done, foreign)
+        return self.paging.mmu_update(self.guest, self.say(data), len(updates), DONE, foreign)
 
     def extended(self, *operations: ExtendedOp, foreign: int = DOMID_SELF) -> int:
         data = b"".join(bytes(operation) for operation in operations)
-        done = ARGUMENTS + 1 << 12
-        return self.paging.mmuext_op(self.guest, self.say(data), len(operations), done, foreign)
+        return self.paging.mmuext_op(self.guest, self.say(data), len(operations), DONE, foreign)
 
     def set_gdt(self, mfns: list[int], entries: int) -> int:
         data = b"".join(mfn.to_bytes(4, "little") for mfn in mfns)
@@ -277,7 +285,8 @@ class Board:
         segments = {*self.paging.segments.gdt_frames(), *self.paging.segments.ldt_frames()}
         tables = self.tables()
         for page, mfn in self.tlb:
-            assert frames.valid(mfn) and frames.owners[mfn] == DOMAIN, (
+            # A frame that is free may be stored to until it is given to somebody: then the TLB is flushed.
+            assert frames.valid(mfn) and frames.owners[mfn] in (DOMAIN, NOBODY), (
                 f"page {page:#x} is another's frame {mfn:#x}"
             )
             assert mfn not in tables, f"page {page:#x} is a page table"
