@@ -102,7 +102,7 @@ def test_exits_are_put_down_to_their_own_line(lines: Path, mode: str) -> None:
         if line.source is not None and line.source.file == str(lines):
             text = line.source.text.split(";")[0].replace(".again:", "").strip()
             found[text] = {
-                reason: row.count
+                reason.removeprefix("VMEXIT_IOIO ").removesuffix(" (by hook)"): row.count
                 for reason, row in line.exits.rows.items()
                 if not reason.startswith(("VMEXIT_NPF", "link", "return", "look-up", "hidden"))
             }

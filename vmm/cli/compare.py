@@ -17,7 +17,7 @@ from vmm.cli.builds import builds_of, refuse
 from vmm.cli.exits import grouped
 from vmm.cli.guest import check_distinct, open_output, replace_output
 from vmm.cli.interrupts import Interrupts
-from vmm.cli.table import Cell, lines_of, notes_of
+from vmm.cli.table import Cell, lines_of, listed, notes_of
 from vmm.cli.terminal import page, printable
 from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, Divergence, ModeRun
 from vmm.errors import UsageError
@@ -126,10 +126,10 @@ def _show(out: Console, guest: str, comparison: Comparison, modes: list[str]) ->
             equal.append(run.result.mode)
     if equal:
         others = sum(run.result.mode != REFERENCE for run in comparison.runs)
-        where = "" if len(equal) == others else f" under {' and '.join(equal)}"
+        where = "" if len(equal) == others else f" under {listed(equal)}"
         out.print()
         out.print(
-            Text(f"No difference{where}: every register, every byte of memory, the console and the end.")
+            Text(f"No difference{where}: all registers and memory, the console and the end are equal.")
         )
 
 

@@ -80,6 +80,11 @@ def notes_of(comparison: Comparison) -> list[str]:
     return notes
 
 
+def listed(names: list[str]) -> str:
+    """`trap, bt and hvm`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def outcome_text(outcome: Outcome) -> str:
     """`exit 1`, `halt`, ..."""
     return f"exit {outcome.status}" if outcome.kind == "exit" else outcome.kind

@@ -104,6 +104,7 @@ _INT = {
 _STRING = _everywhere("executed by the machine, port by port", "instruction")
 _BY_ENGINE = {NATIVE: Act(_BY_MACHINE, "instruction"), HVM: Act(_BY_MACHINE + "; not intercepted", "instruction")}
 _FLAG = Act("a store to evtchn_upcall_mask, no exit")
+_BY_HOOK = Act(_DEVICE + "; here by a hook, for the I/O permission map does nothing", "VMEXIT_IOIO")
 _NO_DEVICES = Act("no devices, but for ports passed through: the console is a ring or console_io, time an event")
 _NOT_EMULATED = Act("#GP, which the guest gets: Xen emulates no such thing", "exception #GP")
 _EMULATED = Act("emulated by the hypervisor, after #GP", "emulated")
@@ -150,8 +151,8 @@ _ROWS: dict[str, dict[str, Act]] = {
         PV: Act("behind Xen's forced emulation prefix: #UD, emulated", "emulated"),
     },
     "RDTSC": _everywhere("reads guest time, in a hook of the CPU engine", "RDTSC"),
-    "IN": {**_everywhere(_DEVICE, "IN"), PV: _NO_DEVICES},
-    "OUT": {**_everywhere(_DEVICE, "OUT"), PV: _NO_DEVICES},
+    "IN": {**_everywhere(_DEVICE, "IN"), HVM: _BY_HOOK, PV: _NO_DEVICES},
+    "OUT": {**_everywhere(_DEVICE, "OUT"), HVM: _BY_HOOK, PV: _NO_DEVICES},
     "INS": _STRING,
     "OUTS": _STRING,
     "CLI": {BT: Act("in the cache: a store to the virtual IF, no exit"), PV: _FLAG},

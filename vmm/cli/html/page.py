@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from vmm.cli import differences, exits
 from vmm.cli.html.charts import COLOURS, Bar, exits_chart, time_chart
-from vmm.cli.table import knows, lines_of, notes_of, times
+from vmm.cli.table import knows, lines_of, listed, notes_of, times
 from vmm.cli.terminal import printable
 from vmm.comparison import REFERENCE, Comparison, ModeRun
 from vmm.vm import MODES
@@ -76,12 +76,12 @@ def _verdict(comparison: Comparison) -> list[str]:
     ]
     if equal and comparison.reference is not None:
         sentences.append(
-            f"Under {' and '.join(equal)} there is no difference: every register, every byte of memory, the console"
+            f"Under {listed(equal)} there is no difference: every register, every byte of memory, the console"
             " and the end."
         )
     other = [run.result.mode for run in comparison.runs if not run.by_state and run.console_equal]
     if other and comparison.reference is not None:
-        sentences.append(f"Under {' and '.join(other)} another build of the guest prints the same.")
+        sentences.append(f"Under {listed(other)} another build of the guest prints the same.")
     return sentences
 
 
