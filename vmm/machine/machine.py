@@ -120,6 +120,7 @@ class Machine:
         self.engine.attach(self)
 
     fill: Callable[[int, int], tuple[int, int] | None]
+    intercepted: Callable[[int], str]  # who answers a #VMEXIT, and names it
 
     def attach(self, control: Control) -> None:
         """Who answers the exits from now on."""
@@ -504,7 +505,18 @@ class Machine:
             self.emit(_exit_name(vector, software), "", vector=vector, error_code=error_code)
         assert self._control is not None
         reason = self._control.exception(vector, error_code, software) or _exit_name(vector, software)
-        # Leave the engine if the loop has something to do before the next instruction.
+        self._resume()
+        self.exits.add(reason, time.perf_counter_ns() - started)
+
+    def on_intercept(self, code: int) -> None:
+        started = time.perf_counter_ns()
+        reason = self.intercepted(code)
+        self._resume()
+        self.exits.add(reason, time.perf_counter_ns() - started)
+
+    def _resume(self) -> None:
+        """Leave the engine if the loop has something to do before the next instruction."""
+        assert self._control is not None
         state = self.run_state
         if state.outcome is not None or state.halted or (state.free and self._control.can_wake()):
             self.engine.stop()
@@ -513,7 +525,6 @@ class Machine:
             if poll and self._control.can_interrupt():
                 self.engine.stop()
             self.engine.meter.words[_POLL] = poll | stub.RESUMED
-        self.exits.add(reason, time.perf_counter_ns() - started)
 
     def on_cpuid(self) -> None:
         values = cpuid(self.state.get(0), self.state.get(1))

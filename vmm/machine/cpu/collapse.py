@@ -31,6 +31,7 @@ SLOTS = 64  # engines that may run at once, each in its own thread
 _SLOT = struct.Struct("<QQQ")  # thread, engine, address of its `collapsed` word
 _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
 _REQUEST_BLOCK = U.UC_CTL_TB_REQUEST_CACHE | 2 << 26 | 3 << 30
+TLB_MODE = U.UC_CTL_TLB_TYPE | 1 << 26 | 1 << 30
 PROBE = 0xFFFFD000  # the linear address that is looked up; its translation is refused while collapsing
 
 _DT_PLTRELSZ, _DT_STRTAB, _DT_SYMTAB, _DT_JMPREL = 2, 5, 6, 23
@@ -110,7 +111,9 @@ def _code(table: int, abort: int, control: int) -> bytes:
     a.emit("488b7b08 4885ff")  # mov rdi, [rbx+8]; test rdi, rdi
     a.branch(0x74, "abort")
     a.emit("488b4310 c70001000000")  # mov rax, [rbx+16]; mov dword [rax], 1
-    a.emit("be", struct.pack("<I", _FLUSH_TLB))  # mov esi, flush
+    a.emit("be", struct.pack("<I", TLB_MODE), b"\xba", struct.pack("<I", U.UC_TLB_VIRTUAL))  # mov esi, mode; mov edx
+    a.emit("31c0 49bb", quad(control), b"\x41\xff\xd3")  # so that the hook is asked, whoever was before
+    a.emit("488b7b08 be", struct.pack("<I", _FLUSH_TLB))  # mov rdi, [rbx+8]; mov esi, flush
     a.emit("31c0 49bb", quad(control), b"\x41\xff\xd3")  # xor eax, eax; mov r11, uc_ctl; call r11
     a.emit("488b7b08 be", struct.pack("<I", _REQUEST_BLOCK))  # mov rdi, [rbx+8]; mov esi, request
     a.emit("ba", struct.pack("<I", PROBE))  # mov edx, PROBE

@@ -25,19 +25,20 @@ from unicorn.unicorn_py3.unicorn import uclib
 from vmm.errors import EngineError
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub, walker
-from vmm.machine.cpu.collapse import Watch
+from vmm.machine.cpu.collapse import TLB_MODE, Watch
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.cpu.verify import PAGE, TlbEntry, context_bytes, open_engine, u64_at, verify_once
 
 READ, WRITE, FETCH = U.UC_MEM_READ, U.UC_MEM_WRITE, U.UC_MEM_FETCH
 PROT_READ, PROT_WRITE, PROT_EXEC = U.UC_PROT_READ, U.UC_PROT_WRITE, U.UC_PROT_EXEC
 NO_EXCEPTION = 0xFFFFFFFF
-_DB, _UD = 1, 6
+_DB, _UD, _PF = 1, 6, 14
+INTERCEPT = 0x100  # what the engine adds to the code of a #VMEXIT
 _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
 _REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
 _FLUSH_TB = U.UC_CTL_TB_FLUSH | 1 << 30
 _IS_INT, _OLD_EXCEPTION = at.EXCEPTION_IS_INT // 4, at.OLD_EXCEPTION // 4
-_EIP = at.EIP // 4
+_EIP, _CR2, _ERROR_CODE, _RETADDR = at.EIP // 4, at.CR2 // 4, at.ERROR_CODE // 4, at.RETADDR // 4
 
 _VOID_P, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
 
@@ -75,6 +76,9 @@ class Handler(Protocol):
     def on_exception(self, vector: int, software: bool) -> None:
         """An exception (EIP at it) or, if `software`, INT n, INT3 or INTO (EIP past it)."""
 
+    def on_intercept(self, code: int) -> None:
+        """A #VMEXIT for this reason, which the engine has begun and not completed: the guest is live."""
+
     def on_in(self, port: int, size: int) -> int: ...
 
     def on_out(self, port: int, size: int, value: int) -> None: ...
@@ -106,7 +110,7 @@ class Handler(Protocol):
 
 
 class Engine:
-    """One Unicorn CPU in 32-bit mode, with a TLB that the handler fills."""
+    """One Unicorn CPU in 32-bit mode, with a TLB that the handler fills, or its own MMU."""
 
     def __init__(self, *, live: bool = True, native_code: bool = True) -> None:
         if unicorn.__version__ != "2.1.4":
@@ -122,6 +126,8 @@ class Engine:
         self._sealed: bytes | None = None
         self._sealed_budget = 0
         self._refused: tuple[int, int] | None = None
+        self._own_mmu = False
+        self._cr2 = 0  # with its own MMU: CR2 before the page fault that is being looked at
         self._site_stop = False
         self._site_eip, self._site_flags = -1, 0  # a site left to the engine that has not yet gone on
         self._dropping: int | None = None
@@ -144,7 +150,7 @@ class Engine:
         self._native = native_code and stub.supported()
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits([])
-        self._uc.ctl_set_tlb_mode(U.UC_TLB_VIRTUAL)
+        self._set_tlb_mode(False)
         self._warm_up()
         self.state = self._make_state(live and self._native)
         self._install()
@@ -322,17 +328,42 @@ class Engine:
         The library takes a linear address and looks it up in the TLB; `_dropping` answers that look-up.
         """
         self._dropping = start & ~(PAGE - 1)
+        self._set_tlb_mode(False)
         self.walker.close(walker.DROPPING)
         self.flush_tlb()
         uclib.uc_ctl(self._engine, _REMOVE_CACHE, _U64(start), _U64(end))
         self._dropping = None
         self.walker.open(walker.DROPPING)
+        self._set_tlb_mode(self._own_mmu and self._sealed is None)
         self.flush_tlb()
 
     def drop_all_code(self) -> None:
         """Forget all translated code (only outside `run`)."""
         uclib.uc_ctl(self._engine, _FLUSH_TB)
         self.meter.forget_last()
+
+    def use_own_mmu(self, on: bool) -> None:
+        """Whether the CPU walks page tables itself, the guest's and nested ones, or asks the handler's `fill`.
+
+        With its own MMU a page fault still ends `run` with `Stop.REFUSED`, CR2 as it was before.
+        """
+        self._own_mmu = on
+        self._set_tlb_mode(on)
+        self.flush_tlb()
+
+    def _set_tlb_mode(self, own: bool) -> None:
+        uclib.uc_ctl(self._engine, TLB_MODE, ctypes.c_int(U.UC_TLB_CPU if own else U.UC_TLB_VIRTUAL))
+
+    @property
+    def fetching(self) -> bool:
+        """In a handler, with its own MMU: whether the access that exits was made to translate code."""
+        w = self.state.words
+        return not w[_RETADDR] | w[_RETADDR + 1]
+
+    def refuse(self, address: int, access: int) -> None:
+        """From a handler, with its own MMU: end `run` with `Stop.REFUSED` for this access."""
+        self._refused = address, access
+        uclib.uc_emu_stop(self._engine)
 
     # Running
 
@@ -352,6 +383,7 @@ class Engine:
             self._sealed = self.state.save()
             self._sealed_budget = self.meter.budget
             self._requested = True
+            self._set_tlb_mode(False)
             self.walker.close(walker.SEALED)
             self.flush_tlb()
             uclib.uc_emu_stop(self._engine)
@@ -364,6 +396,7 @@ class Engine:
         """Run from EIP until something stops the CPU. Raises what a handler raised, or `EngineError`."""
         self.state.store()
         self.state.prepare_flags()
+        self._cr2 = self.state.words[_CR2]
         while True:
             if self._new_sites:
                 self.state.load()
@@ -388,6 +421,7 @@ class Engine:
             return Stop.REQUESTED
         self.state.load()
         if collapsed:
+            self._set_tlb_mode(self._own_mmu)
             self.flush_tlb()
             return Stop.COLLAPSED
         if self._refused is not None:
@@ -411,6 +445,7 @@ class Engine:
         self.meter.forget_last()
         self._sealed = None
         self.walker.open(walker.SEALED)
+        self._set_tlb_mode(self._own_mmu)
         self.flush_tlb()
         return True
 
@@ -419,6 +454,8 @@ class Engine:
         """(linear address, access) of the access that ended the last run with `Stop.REFUSED`."""
         assert self._refused is not None
         page, access = self._refused
+        if self._own_mmu:
+            return self._refused  # exact already
         exact = u64_at(self._engine.value + at.INVALID_ADDRESS) & 0xFFFFFFFF
         return (exact if exact & ~(PAGE - 1) == page else page), access
 
@@ -439,11 +476,23 @@ class Engine:
             w[_IS_INT] = 0
             if w[_EIP] == self._site_eip and not software and vector != _DB:
                 self._restore_site_flags()
-            self._handler.on_exception(vector, software)  # type: ignore[union-attr]  # attached before run
+            if vector >= INTERCEPT:
+                self._handler.on_intercept(vector - INTERCEPT)  # type: ignore[union-attr]
+            elif vector == _PF and self._own_mmu and not software:
+                self._page_fault()
+            else:
+                self._handler.on_exception(vector, software)  # type: ignore[union-attr]  # attached before run
+            self._cr2 = w[_CR2]
             if self._copied:
                 state.store()
         except BaseException as error:
             self._fail(error)
+
+    def _page_fault(self) -> None:
+        """By the CPU's own MMU. It may be of a fetch that runs ahead, so CR2 is left as it was."""
+        w = self.state.words
+        address, w[_CR2] = w[_CR2], self._cr2
+        self.refuse(address, FETCH if self.fetching else WRITE if w[_ERROR_CODE] & 2 else READ)
 
     def _on_invalid(self, _uc: int, _data: int) -> bool:
         """#UD; INT 6, too, comes here, and with EIP still at it."""

@@ -33,7 +33,9 @@ CR0 = 424  # eight bytes apart
 CR2 = 440
 CR3 = 448
 CR4 = 456
+A20_MASK = 496
 EFER = 592
+SYSTEM_STATE = range(EIP, 600)  # all that is neither a general register nor the FPU's or SSE's
 SYSENTER_CS = 4800
 SYSENTER_ESP = 4808
 SYSENTER_EIP = 4816
@@ -44,6 +46,10 @@ DR0 = 5400
 DR6 = 5448
 DR7 = 5456
 OLD_EXCEPTION = 5496
+VM_VMCB = 5504  # physical address of the control block that VMRUN was given
+TSC_OFFSET = 5512
+INTERCEPTS = range(5520, 5540)  # what VMRUN loaded from there: the intercepts of the guest that is live
+RETADDR = 5560  # 0 where the last look-up that missed the TLB was for code to be translated
 
 INVALID_ADDRESS = 1416  # in the engine itself, not in the context: the full address of a refused access
 
@@ -62,6 +68,8 @@ HF_MP = 1 << 9
 HF_EM = 1 << 10
 HF_TS = 1 << 11
 HF_OSFXSR = 1 << 22
+HF_SVME = 1 << 20
+HF_GUEST = 1 << 21  # a VMRUN is in force
 
 Write = Callable[[str, object], None]  # (register name, value), through the public interface
 Save = Callable[[], bytes]  # a saved context, header included
