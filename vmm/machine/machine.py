@@ -456,6 +456,13 @@ class Machine:
         self.state.set_word(at.DR6, self.state.word(at.DR6) | DR6.BS)
         self._trap()
 
+    def single_stepped(self) -> None:
+        """The engine's own single-step trap: EIP is past the instruction, perhaps back at it."""
+        counted = self.engine.meter.last_block()[2]
+        self.retirement.at_boundary()
+        if self.control.stepped(bool(counted)):
+            self._trap()
+
     def _trap(self) -> None:
         """#DB after an instruction: delivered by the loop, because there may be no budget left for it."""
         self.run_state.fault = Fault(Vector.DB)
@@ -489,11 +496,7 @@ class Machine:
         if software:
             self.retirement.settle_software()
         elif vector == Vector.DB:
-            # A trap: EIP is past the instruction, perhaps back at it.
-            counted = self.engine.meter.last_block()[2]
-            self.retirement.at_boundary()
-            if self.control.stepped(bool(counted)):
-                self._trap()
+            self.single_stepped()
             self.exits.add(_exit_name(vector, software), time.perf_counter_ns() - started)
             return
         else:

@@ -365,6 +365,10 @@ class Engine:
         self._refused = address, access
         uclib.uc_emu_stop(self._engine)
 
+    def write_msr(self, number: int, value: int) -> None:
+        """WRMSR, as ring 0 would execute it (only outside `run`)."""
+        self._uc.msr_write(number, value)
+
     # Running
 
     def stop(self) -> None:

@@ -1,0 +1,54 @@
+"""The host's own memory: what SVM needs of pages that no guest can reach.
+
+The world switch starts from a host that has paging on, in PAE format with NX, because nested tables take their
+format from the host's (APM 2, 15.25.3). So the host has page tables of its own, which map these pages and no
+others; a page of code, which is all the code there is; the VMCB; the page that VMRUN saves the host's state in;
+and the two permission maps. All lie above RAM, and the nested tables never lead there.
+
+Source: AMD64 APM volume 2, 15.5 (VMRUN), 15.10 and 15.11 (permission maps), 15.30.4 (VM_HSAVE_PA).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+from vmm.machine.machine import Machine
+from vmm.machine.memory import PAGE
+from vmm.monitor.hardware.vmcb import Vmcb
+
+BASE = 0xF100_0000  # physical, and linear in the host
+CODE, VMCB, HOST_SAVE, MSR_MAP, IO_MAP, DIRECTORIES, DIRECTORY, TABLE, _END = (
+    0x0000, 0x1000, 0x2000, 0x3000, 0x5000, 0x8000, 0x9000, 0xA000, 0xB000,
+)  # fmt: skip
+MSR_MAP_SIZE, IO_MAP_SIZE = 0x2000, 0x3000
+
+# vmload; vmrun: what VMRUN itself leaves out (FS, GS, LDTR, TR, SYSENTER) comes first. RAX names the VMCB.
+_ENTER = bytes.fromhex("0f01da 0f01d8")
+ENTER_INSTRUCTIONS = 2
+_P, _RW, _A, _D = 1 << 0, 1 << 1, 1 << 5, 1 << 6
+
+
+class HostMemory:
+    """One guest's share of it: `vmcb` and the maps are views, the other names physical addresses."""
+
+    def __init__(self, machine: Machine, base: int = BASE) -> None:
+        assert not base & (2 << 20) - 1, "one page table covers it"
+        self.base = base
+        self._map = mmap.mmap(-1, _END)
+        view = memoryview(self._map)
+        machine.engine.map_memory(base, _END, ctypes.addressof(ctypes.c_char.from_buffer(self._map)))
+        self.entry = base + CODE
+        view[CODE : CODE + len(_ENTER)] = _ENTER
+        self.vmcb = Vmcb(view[VMCB : VMCB + PAGE])
+        self.vmcb_address = base + VMCB
+        self.host_save = base + HOST_SAVE
+        self.msr_map = view[MSR_MAP : MSR_MAP + MSR_MAP_SIZE]
+        self.msr_map_address = base + MSR_MAP
+        self.io_map_address = base + IO_MAP
+        self.root = base + DIRECTORIES
+        quads = view.cast("Q")
+        quads[DIRECTORIES // 8 + (base >> 30)] = base + DIRECTORY | _P
+        quads[DIRECTORY // 8 + (base >> 21 & 511)] = base + TABLE | _P | _RW | _A
+        for number in range(_END // PAGE):
+            quads[TABLE // 8 + number] = base + number * PAGE | _P | _RW | _A | _D

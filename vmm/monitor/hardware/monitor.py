@@ -1,0 +1,367 @@
+"""The monitor of hvm mode: the guest's kernel in its own ring 0, inside a real VMRUN.
+
+What the hardware changed: nothing of the guest has to be replaced, scanned or shadowed. Its registers are the
+processor's own and its page tables are walked by the processor, through nested ones. So whatever is not intercepted
+happens as on the bare machine, and this class is the bare machine but for four things: the guest enters by VMRUN,
+#VMEXITs are answered (`answers`), external interrupts are injected by VMRUN instead of delivered by us, and memory is
+the nested tables' business.
+
+The hard part is that the engine only begins a #VMEXIT (see `world`): it is answered with the guest live, inside the
+engine's callback. And some things the engine's own MMU does not do right: a store to where there is no memory, an
+address past four gigabytes. There one instruction is executed by the walk of the bare machine instead.
+
+Source: AMD64 APM volume 2, chapter 15.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vmm.errors import GuestError
+from vmm.isa.decode import Instruction
+from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
+from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector
+from vmm.isa.words import CR0, EFlags
+from vmm.machine.bare import Bare
+from vmm.machine.cpu import layout as at
+from vmm.machine.cpu import stub
+from vmm.machine.cpu.engine import FETCH, READ, WRITE
+from vmm.machine.cpu.state import ECX
+from vmm.machine.delivery import Fault, has_room, inner_stack
+from vmm.machine.machine import Machine
+from vmm.machine.paging import PageFault
+from vmm.monitor.hardware.answers import ANSWERS, LET_THROUGH, MOVES
+from vmm.monitor.hardware.exits import ExitCode, name
+from vmm.monitor.hardware.host import HostMemory
+from vmm.monitor.hardware.injection import EventInjection, EventType
+from vmm.monitor.hardware.intercepts import Intercepts
+from vmm.monitor.hardware.nested import NestedTables
+from vmm.monitor.hardware.world import Guest, World
+from vmm.monitor.memory.shadow import ShadowMemory
+
+MemoryVirtualization = Literal["nested", "shadow"]
+_POLL = stub.POLL // 4
+_NPF_WRITE, _NPF_FETCH = 1 << 1, 1 << 4
+_INTERCEPTS = slice(at.INTERCEPTS.start, at.INTERCEPTS.stop)
+_FLAT = 0xFFFFFFFF
+_GATES = (SystemType.INTERRUPT_GATE32, SystemType.TRAP_GATE32)
+_SVM_IN_RING_3 = range(0xD8, 0xE0)  # 0F 01 /3 with a register operand: VMRUN .. INVLPGA
+
+
+class HardwareMonitor(Bare):
+    """`Control` for a guest of AMD-V. `policy` adds to the intercepts that contain the guest.
+
+    `memory_virtualization`: by `nested` tables, or by `shadow` ones as the other monitors have, for comparison.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        policy: Intercepts | None = None,
+        memory_virtualization: MemoryVirtualization = "nested",
+    ) -> None:
+        super().__init__(machine)
+        self.host = HostMemory(machine)
+        self.world = World(machine, self.host)
+        self.nested: NestedTables | None = None
+        self.shadow: ShadowMemory | None = None
+        if memory_virtualization == "nested":
+            self.nested = NestedTables(machine)
+        else:
+            policy = (policy or Intercepts()) | SHADOWING
+        self.policy = (policy or Intercepts()).contained()
+        self._one = False  # one instruction is being executed apart
+        self._by_hand = False  # by the bare machine's own walk
+        self._loaded = b""  # the intercepts as VMRUN loaded them, while they are not in force
+        machine.intercepted = self.intercept
+
+    def start(self) -> None:
+        """Take over a processor that has been set up for the guest in ring 0: from here on it is a guest."""
+        vmcb, host = self.host.vmcb, self.host
+        self.policy.write(vmcb, host.msr_map)
+        vmcb.msrpm_base_pa, vmcb.iopm_base_pa = host.msr_map_address, host.io_map_address
+        vmcb.guest_asid = 1
+        if self.nested is not None:
+            vmcb.np_enable, vmcb.n_cr3 = 1, self.nested.root
+        self.world.start()
+        self.machine.linear.on_a20 = self._a20_changed
+        if self.nested is not None:
+            self.machine.engine.use_own_mmu(True)
+        self._enter()
+        if self.nested is None:
+            self.shadow = ShadowMemory(self.machine, self.state)
+
+    def _enter(self) -> None:
+        """VMRUN, after the checks that this processor leaves out."""
+        failures = check(self.host.vmcb, self.host.description)
+        if failures:
+            raise GuestError(f"VMRUN refuses this VMCB: {failures[0]}")
+        self.world.enter()
+        self._loaded = bytes(self.state.view[_INTERCEPTS])
+
+    def take(self) -> Guest:
+        """The guest off the processor, for another one's turn; a plain value."""
+        return self.world.take()
+
+    def put(self, guest: Guest) -> None:
+        """Back on."""
+        self.world.put(guest)
+
+    # Exits
+
+    def intercept(self, code: int) -> str:
+        """Answer a #VMEXIT; its name. EIP is at the instruction."""
+        retirement = self.machine.retirement
+        if code == ExitCode.VMEXIT_NPF:
+            self._nested_page_fault()
+        elif ExitCode.VMEXIT_EXCP0 <= code <= ExitCode.VMEXIT_EXCP31:
+            self._exception(code - ExitCode.VMEXIT_EXCP0)
+        else:
+            retirement.settle()
+            self._instruction(code)
+        return name(code)
+
+    def _instruction(self, code: int) -> None:
+        machine, state = self.machine, self.state
+        instruction = machine.decode_here()
+        answer = ANSWERS.get(code)
+        if instruction is None or answer is None and code not in LET_THROUGH:
+            raise GuestError(f"{name(code)} at EIP {state.eip:#x}: this monitor did not ask for it")
+        if answer is None or code <= ExitCode.VMEXIT_CR15_WRITE and instruction.key not in MOVES:
+            self._let_through()
+            return
+        inhibited = state.inhibited and not machine.run_state.borrowed
+        stepping = state.system_flags & EFlags.TF
+        eip = state.eip
+        try:
+            if instruction.lock:
+                raise Fault(Vector.UD)
+            answer(self, instruction)
+        except (Fault, PageFault) as fault:
+            self.fault(fault)
+            return
+        state.eip = eip + instruction.size
+        machine.retire()
+        if stepping or inhibited or state.inhibited:
+            machine.finish_emulated(bool(stepping))
+
+    def _exception(self, vector: int) -> None:
+        """An exception that is intercepted only to be seen: it goes on to the guest."""
+        machine = self.machine
+        if vector == Vector.PF:
+            address = self.host.vmcb.exitinfo2 & 0xFFFFFFFF
+            code = self.state.word(at.ERROR_CODE)
+            fetch = machine.engine.fetching
+            machine.engine.refuse(address, FETCH if fetch else WRITE if code & 2 else READ)
+        elif vector == Vector.DB:
+            machine.single_stepped()
+        else:
+            machine.retirement.settle()
+            has_code = vector in ERROR_CODE_VECTORS
+            self.exception(vector, self.state.word(at.ERROR_CODE) & 0xFFFF if has_code else 0, False)
+
+    def _nested_page_fault(self) -> None:
+        machine, world, nested = self.machine, self.world, self.nested
+        assert nested is not None
+        delivering = world.entering and world.delivering
+        if machine.engine.fetching:
+            machine.retirement.at_boundary()
+        else:
+            machine.retirement.settle()
+        address = self.host.vmcb.exitinfo2
+        code = self.state.word(at.ERROR_CODE)
+        access = WRITE if code & _NPF_WRITE else FETCH if code & _NPF_FETCH else READ
+        if nested.reaches(address, access):
+            nested.resolve(address, access, self._near)
+            if delivering:
+                world.again = True
+                machine.engine.stop()
+        elif delivering:
+            machine.engine.stop()
+        else:
+            self._step_by_hand()
+
+    # One instruction at a time
+
+    def _let_through(self) -> None:
+        """Have this instruction executed with no intercept in force."""
+        self.state.view[_INTERCEPTS] = bytes(len(self._loaded))
+        self._stop_after_one()
+
+    def _step_by_hand(self) -> None:
+        """Have it executed by the walk of the bare machine, for which reads and stores may differ."""
+        self._by_hand = True
+        self.machine.engine.use_own_mmu(False)
+        self._stop_after_one()
+
+    def _stop_after_one(self) -> None:
+        """By an interrupt shadow, in which the engine executes one instruction, and no stop happens."""
+        machine = self.machine
+        if not self.state.inhibited:
+            self.state.inhibited = machine.run_state.borrowed = True
+        self._one = True
+        machine.engine.meter.words[_POLL] = stub.STOP_NOW | stub.RESUMED
+
+    def prepare(self) -> bool:
+        if self._one:
+            self._one = False
+            self.state.view[_INTERCEPTS] = self._loaded
+            if self._by_hand:
+                self._by_hand = False
+                self.machine.engine.use_own_mmu(True)
+        return True
+
+    @property
+    def poll(self) -> int:
+        return stub.STOP_NOW if self._one else int(EFlags.IF)
+
+    # Exceptions and interrupts
+
+    def exception(self, vector: int, error_code: int, software: bool) -> None:
+        world = self.world
+        if world.entering and world.delivering:
+            self.machine.engine.stop()  # the delivery is done over, by us
+            return
+        if vector == Vector.GP and not error_code and not software and self._is_svm():
+            vector = Vector.UD
+        super().exception(vector, error_code, software)
+
+    def _is_svm(self) -> bool:
+        """Whether a process executes an instruction of SVM: the guest has none, so it is undefined in every ring."""
+        if self.state.cpl == 0 or self.state.system_flags & EFlags.VM:
+            return False
+        instruction = self.machine.decode_here()
+        return instruction is not None and instruction.key.startswith("0F01") and (
+            instruction.memory is None and instruction.bytes[-1] in _SVM_IN_RING_3
+        )
+
+    def interrupt(self, vector: int) -> None:
+        """Inject it: the processor delivers it through the guest's IDT, as it enters the guest."""
+        machine = self.machine
+        if not self._is_plain(vector):
+            super().interrupt(vector)
+            return
+        if machine.run_state.listeners:
+            machine.emit("delivered", vector=vector, error_code=0)
+        self.world.leave()
+        if self.world.enter(EventInjection.make(EventType.INTR, vector)):
+            machine.retire()
+        else:
+            listeners, machine.run_state.listeners = machine.run_state.listeners, []
+            try:
+                super().interrupt(vector)
+            finally:
+                machine.run_state.listeners = listeners
+
+    def _is_plain(self, vector: int) -> bool:
+        """Whether this delivery is one that the engine makes as a processor does.
+
+        It checks no segment's limit, sets no accessed bit and EXT nowhere, and aborts the process over an odd TSS;
+        so where that could matter the bare machine's own delivery is made, which does.
+        """
+        p, s = self.processor, self.state
+        if s.system_flags & EFlags.VM:
+            return False
+        base, limit = p.idt()
+        if vector * 8 + 7 > limit:
+            return False
+        try:
+            gate = _descriptor(p.read(base + vector * 8 & 0xFFFFFFFF, 8))
+            if gate.type not in _GATES or not gate.is_system or not gate.present:
+                return False
+            selector = gate.gate_selector
+            if selector & TABLE_INDICATOR or not selector & ~RPL:
+                return False
+            code = p.descriptor(selector)
+            if code is None or not code.is_code or not code.present or code.is_conforming or code.dpl > s.cpl:
+                return False
+            if not code.high & 1 << 8 or not code.high & 1 << 22 or gate.gate_offset > code.limit:
+                return False
+            if code.dpl < s.cpl:
+                if p.task().type != SystemType.TSS32_AVAILABLE:
+                    return False
+                _, esp, stack = inner_stack(p, code.dpl, 1)
+                return bool(stack.high & 1 << 8) and stack.is_big and has_room(stack, esp, 20)
+        except (PageFault, Fault):
+            return False
+        flags = s.segment_flags(at.SS)
+        down = flags & 0x1C00 == 0x1400  # expand-down data
+        return bool(flags & 1 << 22) and s.segment_limit(at.SS) == _FLAT and not down
+
+    # Memory
+
+    def fill(self, address: int, access: int) -> tuple[int, int] | None:
+        if self.shadow is not None:
+            return self.shadow.fill(address, access)
+        return super().fill(address, access)
+
+    def page_fault(self, address: int, access: int) -> str | None:
+        if self.shadow is not None:
+            try:
+                fault = self.shadow.fault_of(address, access)
+            except PageFault as error:
+                fault = error
+            if fault is None:
+                return "hidden fault: store noticed"
+            self.fault(fault)
+            return None
+        try:
+            self.machine.linear.translate(address, write=access == WRITE, user=self.state.cpl == 3)
+        except PageFault as error:
+            self.fault(error)
+        else:  # an access of the supervisor's that a process causes: the processor knows better than the walk
+            if not self._by_hand:
+                self.fault(PageFault(address, self.state.word(at.ERROR_CODE)))
+        return None
+
+    def _a20_changed(self) -> None:
+        self.state.set_word(at.A20_MASK, self.machine.linear.a20_mask)
+
+    # Instructions
+
+    def wants(self, instruction: Instruction) -> bool:
+        """Not what is intercepted: that comes as a #VMEXIT."""
+        return super().wants(instruction) and not self._is_intercepted(instruction)
+
+    def _is_intercepted(self, instruction: Instruction) -> bool:
+        if self.state.cpl:
+            return False  # the privilege check comes first
+        match instruction.opcode:
+            case 0x0F22:
+                return ExitCode.VMEXIT_CR0_WRITE + instruction.reg in self._codes
+            case 0x0F21:
+                return ExitCode.VMEXIT_DR0_READ + instruction.reg in self._codes
+            case 0x0F23:
+                return ExitCode.VMEXIT_DR0_WRITE + instruction.reg in self._codes
+            case 0x0F30 | 0x0F32:
+                return self.policy.intercepts_msr(self.state.get(ECX), write=instruction.opcode == 0x0F30)
+        return False
+
+    def load_control_register(self, number: int, value: int) -> None:
+        """An intercepted MOV to CR0, CR2, CR3 or CR4. Raises `Fault`."""
+        state = self.state
+        if number == 3:
+            state.cr3 = value
+            if self.shadow is not None:
+                self.shadow.load_cr3()
+            elif state.cr0 & CR0.PG:
+                self.machine.engine.flush_tlb()
+            return
+        before = state.cr0, state.cr4
+        self._move_to_cr(number, value)
+        if self.shadow is not None and (state.cr0, state.cr4) != before:
+            self.shadow.control_changed()
+
+    def invalidate(self, instruction: Instruction) -> None:
+        """An intercepted INVLPG."""
+        if self.shadow is None:
+            self.machine.engine.flush_tlb()
+            return
+        memory = instruction.memory
+        assert memory is not None
+        registers = [self.state.get(i) for i in range(8)]
+        self.shadow.invalidate(memory.offset(registers) + self.state.segment_base(memory.segment) & 0xFFFFFFFF)
+
+
+def _descriptor(both: int) -> Descriptor:
+    return Descriptor(both & 0xFFFFFFFF, both >> 32)
