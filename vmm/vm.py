@@ -24,6 +24,7 @@ from vmm.machine.machine import Machine, Outcome
 
 if TYPE_CHECKING:
     from vmm.monitor.paravirt.monitor import ParavirtMonitor
+    from vmm.monitor.hardware.monitor import HardwareMonitor
     from vmm.monitor.translator.monitor import TranslatingMonitor
     from vmm.monitor.trap.monitor import TrapMonitor
 
@@ -72,6 +73,14 @@ def _domain(machine: Machine, image: Image) -> ParavirtMonitor:
 
 def _no_image(_machine: Machine) -> Control:
     raise AssertionError("a Xen guest is built into its machine: see Mode.build")
+
+
+def _hardware(machine: Machine) -> HardwareMonitor:
+    from vmm.monitor.hardware.monitor import HardwareMonitor
+
+    monitor = HardwareMonitor(machine)
+    monitor.start()
+    return monitor
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,10 @@ MODES: dict[str, Mode] = {
             image="pv",
             knows="all: its kernel's source was changed",
             build=_domain,
+            "hvm",
+            "hardware assist: AMD-V, the guest's kernel in its own ring 0",
+            _hardware,
+            knows="nothing: the hardware knows",
         ),
     )
 }

@@ -34,12 +34,14 @@ from vmm.monitor.hardware.answers import ANSWERS, LET_THROUGH, MOVES
 from vmm.monitor.hardware.exits import ExitCode, name
 from vmm.monitor.hardware.host import HostMemory
 from vmm.monitor.hardware.injection import EventInjection, EventType
-from vmm.monitor.hardware.intercepts import Intercepts
+from vmm.monitor.hardware.intercepts import EVERY_MSR, MINIMUM, Intercepts
 from vmm.monitor.hardware.nested import NestedTables
 from vmm.monitor.hardware.world import Guest, World
 from vmm.monitor.memory.shadow import ShadowMemory
 
 MemoryVirtualization = Literal["nested", "shadow"]
+# What shadow page tables must notice; a page fault comes to them as a look-up that the TLB's hook refuses.
+SHADOWING = Intercepts.parse("cr0-write,cr3-write,cr4-write,invlpg")
 _POLL = stub.POLL // 4
 _NPF_WRITE, _NPF_FETCH = 1 << 1, 1 << 4
 _INTERCEPTS = slice(at.INTERCEPTS.start, at.INTERCEPTS.stop)
@@ -57,7 +59,7 @@ class HardwareMonitor(Bare):
     def __init__(
         self,
         machine: Machine,
-        policy: Intercepts | None = None,
+        policy: Intercepts = MINIMUM,
         memory_virtualization: MemoryVirtualization = "nested",
     ) -> None:
         super().__init__(machine)
@@ -68,8 +70,8 @@ class HardwareMonitor(Bare):
         if memory_virtualization == "nested":
             self.nested = NestedTables(machine)
         else:
-            policy = (policy or Intercepts()) | SHADOWING
-        self.policy = (policy or Intercepts()).contained()
+            policy |= SHADOWING
+        self.policy = policy | MINIMUM
         self._one = False  # one instruction is being executed apart
         self._by_hand = False  # by the bare machine's own walk
         self._loaded = b""  # the intercepts as VMRUN loaded them, while they are not in force
@@ -78,7 +80,8 @@ class HardwareMonitor(Bare):
     def start(self) -> None:
         """Take over a processor that has been set up for the guest in ring 0: from here on it is a guest."""
         vmcb, host = self.host.vmcb, self.host
-        self.policy.write(vmcb, host.msr_map)
+        self.policy.write(vmcb)
+        host.msr_map[:] = self.policy.msr_map()
         vmcb.msrpm_base_pa, vmcb.iopm_base_pa = host.msr_map_address, host.io_map_address
         vmcb.guest_asid = 1
         if self.nested is not None:
@@ -87,15 +90,13 @@ class HardwareMonitor(Bare):
         self.machine.linear.on_a20 = self._a20_changed
         if self.nested is not None:
             self.machine.engine.use_own_mmu(True)
+        self.machine.attach(self)  # VMRUN itself may exit
         self._enter()
         if self.nested is None:
             self.shadow = ShadowMemory(self.machine, self.state)
 
     def _enter(self) -> None:
         """VMRUN, after the checks that this processor leaves out."""
-        failures = check(self.host.vmcb, self.host.description)
-        if failures:
-            raise GuestError(f"VMRUN refuses this VMCB: {failures[0]}")
         self.world.enter()
         self._loaded = bytes(self.state.view[_INTERCEPTS])
 
@@ -326,15 +327,18 @@ class HardwareMonitor(Bare):
     def _is_intercepted(self, instruction: Instruction) -> bool:
         if self.state.cpl:
             return False  # the privilege check comes first
+        policy, msr = self.policy, self.state.get(ECX)
         match instruction.opcode:
             case 0x0F22:
-                return ExitCode.VMEXIT_CR0_WRITE + instruction.reg in self._codes
+                return instruction.reg in policy.cr_writes
             case 0x0F21:
-                return ExitCode.VMEXIT_DR0_READ + instruction.reg in self._codes
+                return instruction.reg in policy.dr_reads
             case 0x0F23:
-                return ExitCode.VMEXIT_DR0_WRITE + instruction.reg in self._codes
-            case 0x0F30 | 0x0F32:
-                return self.policy.intercepts_msr(self.state.get(ECX), write=instruction.opcode == 0x0F30)
+                return instruction.reg in policy.dr_writes
+            case 0x0F30:
+                return msr in policy.msr_writes or msr not in EVERY_MSR
+            case 0x0F32:
+                return msr in policy.msr_reads or msr not in EVERY_MSR
         return False
 
     def load_control_register(self, number: int, value: int) -> None:
