@@ -26,6 +26,7 @@ from vmm.errors import EngineError
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub, walker
 from vmm.machine.cpu.collapse import TLB_MODE, Watch
+from vmm.machine.cpu.mend import mend
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.cpu.verify import PAGE, TlbEntry, context_bytes, open_engine, u64_at, verify_once
 
@@ -341,6 +342,11 @@ class Engine:
         """Forget all translated code (only outside `run`)."""
         uclib.uc_ctl(self._engine, _FLUSH_TB)
         self.meter.forget_last()
+
+    @staticmethod
+    def nested_may_be_nx() -> bool:
+        """Whether nested page tables may have NX; without, the guest could end the process (see `mend`)."""
+        return mend()
 
     def use_own_mmu(self, on: bool) -> None:
         """Whether the CPU walks page tables itself, the guest's and nested ones, or asks the handler's `fill`.

@@ -45,6 +45,7 @@ class NestedTables:
         for i in range(_TABLES):
             quads[PAGE // 8 + i] = base + _OFFSET + i * PAGE | _P | _RW | _US | _A
         self.entries = view[_OFFSET:].cast("Q")  # by page number
+        self._no_execute = _NX if machine.engine.nested_may_be_nx() else 0
         self.dirty: set[int] | None = None  # frames stored to since `log_dirty`; None while nobody asks
         self._frames.on_turn = self._turned
 
@@ -65,7 +66,7 @@ class NestedTables:
         if access == WRITE and self.dirty is not None:
             self.dirty.add(frame)
         assert is_ram or where == ONES
-        rights = (_RW if perms & PROT_WRITE else 0) | (0 if perms & PROT_EXEC else _NX)
+        rights = (_RW if perms & PROT_WRITE else 0) | (0 if perms & PROT_EXEC else self._no_execute)
         self.entries[frame >> 12] = where | _LEAF | rights
 
     def log_dirty(self) -> frozenset[int]:
