@@ -128,6 +128,7 @@ class Engine:
         self._sealed_budget = 0
         self._refused: tuple[int, int] | None = None
         self._own_mmu = False
+        self._on_entry: Callable[[int], None] | None = None  # who hears of exceptions and exits instead
         self._cr2 = 0  # with its own MMU: CR2 before the page fault that is being looked at
         self._site_stop = False
         self._site_eip, self._site_flags = -1, 0  # a site left to the engine that has not yet gone on
@@ -343,6 +344,17 @@ class Engine:
         uclib.uc_ctl(self._engine, _FLUSH_TB)
         self.meter.forget_last()
 
+    def run_entry(self, report: Callable[[int], None]) -> Stop:
+        """`run`, for code of a host that enters a guest: exceptions and exits go to `report`, in the engine's numbers.
+
+        After VMRUN has delivered an event the engine reports its vector, too, once, as if it were yet to come.
+        """
+        self._on_entry = report
+        try:
+            return self.run()
+        finally:
+            self._on_entry = None
+
     @staticmethod
     def nested_may_be_nx() -> bool:
         """Whether nested page tables may have NX; without, the guest could end the process (see `mend`)."""
@@ -484,6 +496,9 @@ class Engine:
             # The engine takes a second fault for a double fault, and a later exit for an INT, if these stay.
             w[_OLD_EXCEPTION] = NO_EXCEPTION
             w[_IS_INT] = 0
+            if self._on_entry is not None:
+                self._on_entry(vector)
+                return
             if w[_EIP] == self._site_eip and not software and vector != _DB:
                 self._restore_site_flags()
             if vector >= INTERCEPT:

@@ -64,7 +64,7 @@ class HardwareMonitor(Bare):
     ) -> None:
         super().__init__(machine)
         self.host = HostMemory(machine)
-        self.world = World(machine, self.host)
+        self.world = World(machine, self.host, self._resolve)
         self.nested: NestedTables | None = None
         self.shadow: ShadowMemory | None = None
         if memory_virtualization == "nested":
@@ -162,25 +162,24 @@ class HardwareMonitor(Bare):
             self.exception(vector, self.state.word(at.ERROR_CODE) & 0xFFFF if has_code else 0, False)
 
     def _nested_page_fault(self) -> None:
-        machine, world, nested = self.machine, self.world, self.nested
-        assert nested is not None
-        delivering = world.entering and world.delivering
+        machine = self.machine
         if machine.engine.fetching:
             machine.retirement.at_boundary()
         else:
             machine.retirement.settle()
+        if not self._resolve():
+            self._step_by_hand()
+
+    def _resolve(self) -> bool:
+        """Enter what a nested page fault asked for; False where no entry can say it."""
+        assert self.nested is not None
         address = self.host.vmcb.exitinfo2
         code = self.state.word(at.ERROR_CODE)
         access = WRITE if code & _NPF_WRITE else FETCH if code & _NPF_FETCH else READ
-        if nested.reaches(address, access):
-            nested.resolve(address, access, self._near)
-            if delivering:
-                world.again = True
-                machine.engine.stop()
-        elif delivering:
-            machine.engine.stop()
-        else:
-            self._step_by_hand()
+        if not self.nested.reaches(address, access):
+            return False
+        self.nested.resolve(address, access, self._near)
+        return True
 
     # One instruction at a time
 
@@ -219,10 +218,6 @@ class HardwareMonitor(Bare):
     # Exceptions and interrupts
 
     def exception(self, vector: int, error_code: int, software: bool) -> None:
-        world = self.world
-        if world.entering and world.delivering:
-            self.machine.engine.stop()  # the delivery is done over, by us
-            return
         if vector == Vector.GP and not error_code and not software and self._is_svm():
             vector = Vector.UD
         super().exception(vector, error_code, software)

@@ -13,13 +13,16 @@ Source: AMD64 APM volume 2, 15.5 and 15.6.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmm.errors import GuestError
 from vmm.isa.words import CR0, CR4
 from vmm.machine.cpu import layout as at
+from vmm.machine.cpu.engine import INTERCEPT
 from vmm.machine.cpu.state import EAX
 from vmm.machine.machine import Machine
+from vmm.monitor.hardware.exits import ExitCode
 from vmm.monitor.hardware.host import ENTER_INSTRUCTIONS, HostMemory
 from vmm.monitor.hardware.injection import EventInjection
 from vmm.monitor.hardware.vmcb import CONTROL_REGISTERS, SEGMENTS, SYSENTER
@@ -43,14 +46,13 @@ class Guest:
 
 
 class World:
-    """The switch for the guest whose VMCB `host` holds."""
+    """The switch for the guest whose VMCB `host` holds. `resolve` answers a nested page fault, if that can be done."""
 
-    def __init__(self, machine: Machine, host: HostMemory) -> None:
-        self._machine, self._host = machine, host
+    def __init__(self, machine: Machine, host: HostMemory, resolve: Callable[[], bool]) -> None:
+        self._machine, self._host, self._resolve = machine, host, resolve
         self._state, self._vmcb = machine.state, host.vmcb
         self._image = b""
-        self.entering = False  # the processor is inside VMRUN, or delivers what it injects
-        self.again = False  # what stopped an injection has been removed: it is to be done over
+        self._again = False  # what stopped an injection has been removed: it is to be done over
 
     def start(self) -> None:
         """From a processor that stands at the guest's entry: enable SVM, and make a host around it."""
@@ -89,16 +91,15 @@ class World:
             state.view[_SYSTEM] = self._image
             state.set(EAX, self._host.vmcb_address)
             meter.budget, meter.poll = ENTER_INSTRUCTIONS, 0
-            self.entering, self.again = True, False
-            stop = engine.run()
-            self.entering = False
-            if not self.again:
+            self._again = False
+            stop = engine.run_entry(self._report)
+            if not self._again:
                 break
         retirement.at_boundary()
         meter.budget, meter.poll = budget, poll
         state.set_word(at.A20_MASK, mask)
         state.inhibited = bool(vmcb.interrupt_shadow)
-        if state.words[_HFLAGS] & at.HF_GUEST and not self.delivering:
+        if state.words[_HFLAGS] & at.HF_GUEST and not self._delivering:
             vmcb.eventinj = 0
             return True
         if not event:
@@ -106,8 +107,15 @@ class World:
         self.enter()
         return False
 
+    def _report(self, reported: int) -> None:
+        """Something happens inside VMRUN, or right after it: before any of the guest's instructions."""
+        if reported == INTERCEPT + ExitCode.VMEXIT_NPF and self._delivering:
+            self._again = self._resolve()
+        self._state.cr2 = self._vmcb.cr2  # a page fault of the handler's fetch will come again
+        self._machine.engine.stop()
+
     @property
-    def delivering(self) -> bool:
+    def _delivering(self) -> bool:
         """Whether VMRUN has an event that is not delivered yet: the processor says so in EVENTINJ."""
         return bool(self._vmcb.eventinj & EventInjection.V)
 
