@@ -380,12 +380,16 @@ class Machine:
                 return ""
         else:
             self.retirement.settle()
-        if self.engine.shadowed_pass == (self.state.linear_eip, self.retirement.left()):
-            self.state.inhibited = True  # the pass has not been made, and may be done over
+        self.restore_shadow()
         if self.run_state.borrowed:
             self.state.inhibited = False
         self.emit("page fault", f"{address:#x}", address=address)
         return self.control.page_fault(address, access) or "exception #PF"
+
+    def restore_shadow(self) -> None:
+        """A pass that began in a shadow, which the engine has ended, has not been made, and may be done over."""
+        if self.engine.shadowed_pass == (self.state.linear_eip, self.retirement.left()):
+            self.state.inhibited = True
 
     def _after_collapse(self) -> str:
         """Code that the engine cannot translate: find the instruction, one by one; #UD if it is not valid."""

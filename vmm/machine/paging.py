@@ -52,8 +52,9 @@ def walk(
 ) -> Translation:
     """Translate `address` as the CPU would for this access; raises `PageFault`.
 
-    `mark` sets A and D in the guest's entries as hardware does; without it memory is untouched (for
-    looking at a guest without disturbing it). Paging off is the identity. `no_execute` is EFER.NXE.
+    `mark` sets A and D in the guest's entries as hardware does, A in the directory's as soon as it is used, whatever
+    comes of the walk (SDM 3A 4.8); without it memory is untouched (for looking at a guest without disturbing it).
+    Paging off is the identity. `no_execute` is EFER.NXE.
     """
     if not cr0 & CR0.PG:
         return Translation(address & 0xFFFFF000 & a20_mask, True)
@@ -70,6 +71,8 @@ def walk(
         rights, entry, entry_address = pde, pde, pde_address
         frame = pde & 0xFFC00000 | address & 0x3FF000
     else:
+        if mark and not pde & PTE.A:
+            memory.write(pde_address, 4, pde | PTE.A)
         entry_address = ((pde & 0xFFFFF000) + (address >> 10 & 0xFFC)) & a20_mask
         entry = memory.read(entry_address, 4)
         if not entry & PTE.P:
@@ -84,8 +87,6 @@ def walk(
         if entry & wanted != wanted:
             entry |= wanted
             memory.write(entry_address, 4, entry)
-        if entry_address != pde_address and not pde & PTE.A:
-            memory.write(pde_address, 4, pde | PTE.A)
     return Translation(frame & a20_mask, may_write and bool(entry & PTE.D))
 
 
@@ -154,6 +155,8 @@ def _walk_pae(
         both, either, entry, entry_address = pde, pde, pde, pde_address
         frame = pde & PaeEntry.FRAME & ~0x1FFFFF | address & 0x1FF000
     else:
+        if mark and not pde & PaeEntry.A:
+            memory.write(pde_address, 8, pde | PaeEntry.A)
         entry_address = pae_table(pde, address, mask)
         entry = _read_entry(memory, entry_address)
         if not entry & PaeEntry.P:
@@ -171,8 +174,6 @@ def _walk_pae(
         if entry & wanted != wanted:
             entry |= wanted
             memory.write(entry_address, 8, entry)
-        if entry_address != pde_address and not pde & PaeEntry.A:
-            memory.write(pde_address, 8, pde | PaeEntry.A)
     frame &= mask
     return Translation(
         frame if frame < 1 << 32 else ONES, may_write and bool(entry & PaeEntry.D), executable

@@ -167,6 +167,7 @@ class HardwareMonitor(Bare):
             machine.retirement.at_boundary()
         else:
             machine.retirement.settle()
+            machine.restore_shadow()
         if not self._resolve():
             self._step_by_hand()
 
@@ -203,13 +204,17 @@ class HardwareMonitor(Bare):
         machine.engine.meter.words[_POLL] = stub.STOP_NOW | stub.RESUMED
 
     def prepare(self) -> bool:
+        self._end_one()
+        return True
+
+    def _end_one(self) -> None:
+        """Everything is in force again."""
         if self._one:
             self._one = False
             self.state.view[_INTERCEPTS] = self._loaded
             if self._by_hand:
                 self._by_hand = False
                 self.machine.engine.use_own_mmu(True)
-        return True
 
     @property
     def poll(self) -> int:
@@ -234,6 +239,7 @@ class HardwareMonitor(Bare):
     def interrupt(self, vector: int) -> None:
         """Inject it: the processor delivers it through the guest's IDT, as it enters the guest."""
         machine = self.machine
+        self._end_one()
         if not self._is_plain(vector):
             super().interrupt(vector)
             return
