@@ -23,13 +23,14 @@ from vmm.machine.control import Control
 from vmm.machine.machine import Machine, Outcome
 
 if TYPE_CHECKING:
-    from vmm.monitor.paravirt.monitor import ParavirtMonitor
     from vmm.monitor.hardware.monitor import HardwareMonitor
+    from vmm.monitor.paravirt.monitor import ParavirtMonitor
     from vmm.monitor.translator.monitor import TranslatingMonitor
     from vmm.monitor.trap.monitor import TrapMonitor
 
 CONSOLE_LIMIT = 16 << 20  # bytes of console output kept for the report; what comes after is only shown
 ClockName = Literal["instructions", "host"]
+MemoryVirtualization = Literal["nested", "shadow"]
 
 
 def _native(machine: Machine) -> Bare:
@@ -75,12 +76,28 @@ def _no_image(_machine: Machine) -> Control:
     raise AssertionError("a Xen guest is built into its machine: see Mode.build")
 
 
-def _hardware(machine: Machine) -> HardwareMonitor:
+def hardware(
+    intercepts: str = "", memory_virtualization: MemoryVirtualization = "nested"
+) -> Callable[[Machine], HardwareMonitor]:
+    """How to attach hvm: with intercepts beyond those that contain the guest, and memory in one way or the other.
+
+    Raises `UsageError` for a name in `intercepts` that there is not (see `monitor.hardware.intercepts`).
+    """
+    from vmm.monitor.hardware.intercepts import Intercepts
     from vmm.monitor.hardware.monitor import HardwareMonitor
 
-    monitor = HardwareMonitor(machine)
-    monitor.start()
-    return monitor
+    policy = Intercepts.parse(intercepts)
+
+    def attach(machine: Machine) -> HardwareMonitor:
+        monitor = HardwareMonitor(machine, policy, memory_virtualization)
+        monitor.start()
+        return monitor
+
+    return attach
+
+
+def _hardware(machine: Machine) -> HardwareMonitor:
+    return hardware()(machine)
 
 
 @dataclass(frozen=True)
@@ -100,8 +117,13 @@ class Mode:
     knows: str = "nothing"
     build: Callable[[Machine, Image], Control] | None = None
 
-    def start(self, machine: Machine, image: Image) -> Control:
-        """Put the guest into the machine, at its entry. Raises `ImageError` if it is another mode's build."""
+    def start(
+        self, machine: Machine, image: Image, attach: Callable[[Machine], Control] | None = None
+    ) -> Control:
+        """Put the guest into the machine, at its entry. Raises `ImageError` if it is another mode's build.
+
+        `attach` takes the place of the mode's own, such as what `hardware` gives.
+        """
         if self.build is not None:
             return self.build(machine, image)
         if image.xen is not None:
@@ -109,7 +131,7 @@ class Mode:
         for segment in image.segments:
             machine.memory.load(segment.address, segment.data)
         boot(machine, image.entry, image.eax, image.ebx)
-        return self.attach(machine)
+        return (attach or self.attach)(machine)
 
 
 MODES: dict[str, Mode] = {
@@ -135,6 +157,8 @@ MODES: dict[str, Mode] = {
             image="pv",
             knows="all: its kernel's source was changed",
             build=_domain,
+        ),
+        Mode(
             "hvm",
             "hardware assist: AMD-V, the guest's kernel in its own ring 0",
             _hardware,
@@ -202,6 +226,7 @@ class VirtualMachine:
         show: Callable[[bytes], None] = lambda _data: None,
         console_input: bytes = b"",
         listeners: tuple[Listener, ...] = (),
+        attach: Callable[[Machine], Control] | None = None,
     ) -> None:
         self.image, self.mode = image, MODES[mode]
         self.console = Console(show)
@@ -210,7 +235,7 @@ class VirtualMachine:
             clock=InstructionClock() if clock == "instructions" else HostClock(),
             console=self.console.write,
         )
-        self.control = self.mode.start(self.machine, image)
+        self.control = self.mode.start(self.machine, image, attach)
         self.machine.attach(self.control)
         self.machine.run_state.listeners.extend(listeners)
         if console_input:

@@ -186,8 +186,10 @@ def _add_run(commands: Commands[Parser]) -> None:
         "--mode",
         default="bt",
         help="bt (the default): binary translation; trap: trap-and-emulate; native: the bare machine; "
-        "pv: a guest made for Xen's interface (a source's build with -D PV)",
+        "pv: a guest made for Xen's interface (a source's build with -D PV); hvm: AMD-V",
     )
+    add("--intercept", metavar="NAMES", help="hvm: intercept these, too, by commas: cr3,cpuid,pf,msr:0x174, all")
+    add("--memory-virtualization", metavar="HOW", help="hvm: nested (the default) or shadow page tables")
     add("--clock", default="instructions", help="instructions (the default): repeatable; host: wall time")
     add("--max-instructions", metavar="N", help="stop after so many")
     add("--timeout", metavar="S", help="stop after so many seconds")

@@ -41,11 +41,8 @@ def as_json(
 
 
 def _hidden_faults(vm: VirtualMachine) -> dict[str, int] | None:
-    if vm.mode.name == "native":
-        return None
-    from vmm.monitor.deprivileged.monitor import DeprivilegedMonitor
-
-    return dict(vm.control.hidden_faults) if isinstance(vm.control, DeprivilegedMonitor) else None
+    hidden: dict[str, int] | None = getattr(vm.control, "hidden_faults", None)
+    return None if hidden is None else dict(hidden)
 
 
 def _translation(vm: VirtualMachine) -> dict[str, int] | None:

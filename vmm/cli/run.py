@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, get_args
 
 from vmm.cli import values
 from vmm.cli.guest import check_distinct, image_of, open_output
@@ -15,8 +16,9 @@ from vmm.cli.main import say
 from vmm.cli.screen import Screen
 from vmm.cli.status import of_outcome
 from vmm.errors import OutputError, UsageError
-from vmm.machine.machine import Outcome
-from vmm.vm import CONSOLE_LIMIT, MODES, Result, VirtualMachine
+from vmm.machine.control import Control
+from vmm.machine.machine import Machine, Outcome
+from vmm.vm import CONSOLE_LIMIT, MODES, MemoryVirtualization, Result, VirtualMachine, hardware
 
 if TYPE_CHECKING:
     from vmm.attribution import Attribution
@@ -29,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     mode = values.mode(options.mode, MODES)
     if options.clock not in CLOCKS:
         raise UsageError(f"clock {options.clock!r} does not exist: choose {' or '.join(CLOCKS)}")
+    attach = _attach(options, mode)
     memory = values.memory_size(options.memory)
     limit = options.max_instructions and values.count("--max-instructions", options.max_instructions)
     timeout = options.timeout and values.seconds("--timeout", options.timeout)
@@ -67,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         clock=options.clock,
         show=screen.write,
         console_input=console_input,
+        attach=attach,
         listeners=() if trace is None else (trace.listener(give_up),),
     )
     if translations is not None:
@@ -106,6 +110,21 @@ def run(options: argparse.Namespace) -> int:
         raise OutputError(f"--dump-translations {options.dump_translations}: {translations.failed.strerror}")
     _tell(options.guest, result, code, screen, vm, attribution)
     return code
+
+
+def _attach(options: argparse.Namespace, mode: str) -> Callable[[Machine], Control] | None:
+    """What `--intercept` and `--memory-virtualization` make of the mode."""
+    asked = {"--intercept": options.intercept, "--memory-virtualization": options.memory_virtualization}
+    given = [name for name, value in asked.items() if value is not None]
+    if not given:
+        return None
+    if mode != "hvm":
+        raise UsageError(f"{given[0]} {asked[given[0]]}: {mode} has no such thing: use --mode hvm")
+    how = options.memory_virtualization or "nested"
+    for known in get_args(MemoryVirtualization):
+        if how == known:
+            return hardware(options.intercept or "", known)
+    raise UsageError(f"--memory-virtualization {how}: choose nested or shadow")
 
 
 def process_age() -> float:

@@ -115,8 +115,8 @@ class Machine:
             reset=lambda: self.end(Outcome("halt", 0, "the guest reset the machine")),
             exit_run=lambda value: self.end(Outcome("exit", exit_status(value), "isa-debug-exit")),
         )
-        ports = PortExits(self)
-        self.on_in, self.on_out = ports.on_in, ports.on_out
+        self.ports = PortExits(self)
+        self.on_in, self.on_out = self.ports.on_in, self.ports.on_out
         self.engine.attach(self)
 
     fill: Callable[[int, int], tuple[int, int] | None]

@@ -27,6 +27,7 @@ class PortExits:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self.names = ("IN", "OUT")  # of the exits
 
     def on_in(self, port: int, size: int) -> int:
         started = time.perf_counter_ns()
@@ -47,7 +48,7 @@ class PortExits:
             return value
         finally:
             m.retirement.inside_block = False
-            m.exits.add("IN", time.perf_counter_ns() - started)
+            m.exits.add(self.names[0], time.perf_counter_ns() - started)
 
     def on_out(self, port: int, size: int, value: int) -> None:
         started = time.perf_counter_ns()
@@ -63,7 +64,7 @@ class PortExits:
                 self._end_block()
         finally:
             m.retirement.inside_block = False
-            m.exits.add("OUT", time.perf_counter_ns() - started)
+            m.exits.add(self.names[1], time.perf_counter_ns() - started)
 
     def _allowed(self, port: int, size: int) -> bool:
         """Whether the guest may; if not, the fault is raised as soon as the engine has been left."""

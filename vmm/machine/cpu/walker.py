@@ -35,7 +35,7 @@ STORABLE, MIXED = 1 << 9, 1 << 10
 NX = 1 << 63
 FRAME = 0x000F_FFFF_FFFF_F000
 
-DROPPING, SEALED = 1, 2  # why the walker is closed
+DROPPING, SEALED, ENTERING = 1, 2, 4  # why the walker is closed
 
 # The memory that the code and Python share.
 _ROOT, _FETCH_ROOT, _DELTA, _REGISTERS, _COLLAPSED, _FRAME_MASK, _HITS = range(0, 56, 8)

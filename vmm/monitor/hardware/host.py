@@ -13,15 +13,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 
+from vmm.machine.cpu.engine import PROT_EXEC, PROT_READ
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
+from vmm.monitor.hardware.intercepts import MSR_MAP_SIZE
 from vmm.monitor.hardware.vmcb import Vmcb
 
 BASE = 0xF100_0000  # physical, and linear in the host
 CODE, VMCB, HOST_SAVE, MSR_MAP, IO_MAP, DIRECTORIES, DIRECTORY, TABLE, _END = (
     0x0000, 0x1000, 0x2000, 0x3000, 0x5000, 0x8000, 0x9000, 0xA000, 0xB000,
 )  # fmt: skip
-MSR_MAP_SIZE, IO_MAP_SIZE = 0x2000, 0x3000
 
 # vmload; vmrun: what VMRUN itself leaves out (FS, GS, LDTR, TR, SYSENTER) comes first. RAX names the VMCB.
 _ENTER = bytes.fromhex("0f01da 0f01d8")
@@ -47,8 +48,13 @@ class HostMemory:
         self.msr_map_address = base + MSR_MAP
         self.io_map_address = base + IO_MAP
         self.root = base + DIRECTORIES
+        self._pages = range(base, base + _END)
         quads = view.cast("Q")
         quads[DIRECTORIES // 8 + (base >> 30)] = base + DIRECTORY | _P
         quads[DIRECTORY // 8 + (base >> 21 & 511)] = base + TABLE | _P | _RW | _A
         for number in range(_END // PAGE):
             quads[TABLE // 8 + number] = base + number * PAGE | _P | _RW | _A | _D
+
+    def fill(self, address: int) -> tuple[int, int] | None:
+        """What these tables say of a linear address, where the TLB is filled by a hook (see `engine.Handler`)."""
+        return (address & ~(PAGE - 1), PROT_READ | PROT_EXEC) if address in self._pages else None

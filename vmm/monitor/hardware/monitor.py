@@ -31,6 +31,7 @@ from vmm.machine.delivery import Fault, has_room, inner_stack
 from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
 from vmm.monitor.hardware.answers import ANSWERS, LET_THROUGH, MOVES
+from vmm.monitor.hardware.checks import check
 from vmm.monitor.hardware.exits import ExitCode, name
 from vmm.monitor.hardware.host import HostMemory
 from vmm.monitor.hardware.injection import EventInjection, EventType
@@ -42,7 +43,7 @@ from vmm.monitor.memory.shadow import ShadowMemory
 MemoryVirtualization = Literal["nested", "shadow"]
 # What shadow page tables must notice; a page fault comes to them as a look-up that the TLB's hook refuses.
 SHADOWING = Intercepts.parse("cr0-write,cr3-write,cr4-write,invlpg")
-_POLL = stub.POLL // 4
+_POLL, _HFLAGS = stub.POLL // 4, at.HFLAGS // 4
 _NPF_WRITE, _NPF_FETCH = 1 << 1, 1 << 4
 _INTERCEPTS = slice(at.INTERCEPTS.start, at.INTERCEPTS.stop)
 _FLAT = 0xFFFFFFFF
@@ -76,6 +77,8 @@ class HardwareMonitor(Bare):
         self._by_hand = False  # by the bare machine's own walk
         self._loaded = b""  # the intercepts as VMRUN loaded them, while they are not in force
         machine.intercepted = self.intercept
+        machine.ports.names = ("VMEXIT_IOIO IN (by hook)", "VMEXIT_IOIO OUT (by hook)")
+        self._nested_faults = 0
 
     def start(self) -> None:
         """Take over a processor that has been set up for the guest in ring 0: from here on it is a guest."""
@@ -90,23 +93,34 @@ class HardwareMonitor(Bare):
         self.machine.linear.on_a20 = self._a20_changed
         if self.nested is not None:
             self.machine.engine.use_own_mmu(True)
+        else:
+            self.shadow = ShadowMemory(self.machine, self.state)
         self.machine.attach(self)  # VMRUN itself may exit
         self._enter()
-        if self.nested is None:
-            self.shadow = ShadowMemory(self.machine, self.state)
 
     def _enter(self) -> None:
         """VMRUN, after the checks that this processor leaves out."""
+        failures = check(self.host.vmcb)
+        if failures:
+            raise GuestError(f"VMRUN refuses the guest ({name(ExitCode.VMEXIT_INVALID)}): {failures[0]}")
         self.world.enter()
         self._loaded = bytes(self.state.view[_INTERCEPTS])
+
+    @property
+    def hidden_faults(self) -> dict[str, int]:
+        """How many faults the guest never saw, by kind."""
+        if self.shadow is not None:
+            return self.shadow.statistics.hidden
+        return {"nested page fault": self._nested_faults}
 
     def take(self) -> Guest:
         """The guest off the processor, for another one's turn; a plain value."""
         return self.world.take()
 
     def put(self, guest: Guest) -> None:
-        """Back on."""
-        self.world.put(guest)
+        """Back on. Raises `GuestError` for a state that VMRUN refuses."""
+        self.world.load(guest)
+        self._enter()
 
     # Exits
 
@@ -163,6 +177,7 @@ class HardwareMonitor(Bare):
 
     def _nested_page_fault(self) -> None:
         machine = self.machine
+        self._nested_faults += 1
         if machine.engine.fetching:
             machine.retirement.at_boundary()
         else:
@@ -294,6 +309,8 @@ class HardwareMonitor(Bare):
 
     def fill(self, address: int, access: int) -> tuple[int, int] | None:
         if self.shadow is not None:
+            if not self.state.words[_HFLAGS] & at.HF_GUEST:
+                return self.host.fill(address)
             return self.shadow.fill(address, access)
         return super().fill(address, access)
 

@@ -21,6 +21,7 @@ from vmm.isa.words import CR0, CR4
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.engine import INTERCEPT
 from vmm.machine.cpu.state import EAX
+from vmm.machine.cpu.walker import ENTERING
 from vmm.machine.machine import Machine
 from vmm.monitor.hardware.exits import ExitCode
 from vmm.monitor.hardware.host import ENTER_INSTRUCTIONS, HostMemory
@@ -46,7 +47,10 @@ class Guest:
 
 
 class World:
-    """The switch for the guest whose VMCB `host` holds. `resolve` answers a nested page fault, if that can be done."""
+    """The switch for the guest whose VMCB `host` holds.
+
+    `resolve` answers a nested page fault, if that can be done.
+    """
 
     def __init__(self, machine: Machine, host: HostMemory, resolve: Callable[[], bool]) -> None:
         self._machine, self._host, self._resolve = machine, host, resolve
@@ -92,7 +96,9 @@ class World:
             state.set(EAX, self._host.vmcb_address)
             meter.budget, meter.poll = ENTER_INSTRUCTIONS, 0
             self._again = False
+            engine.walker.close(ENTERING)  # its tables are the guest's, and the host comes first
             stop = engine.run_entry(self._report)
+            engine.walker.open(ENTERING)
             if not self._again:
                 break
         retirement.at_boundary()
@@ -124,11 +130,10 @@ class World:
         self.leave()
         return Guest(bytes(self._vmcb), bytes(self._state.view))
 
-    def put(self, guest: Guest) -> None:
-        """A guest that `take` gave, back onto the processor."""
+    def load(self, guest: Guest) -> None:
+        """A guest that `take` gave, ready for `enter`."""
         self._vmcb.load(guest.vmcb)
         self._state.view[:] = guest.registers
-        self.enter()
 
     def _save(self) -> None:
         state, vmcb = self._state, self._vmcb
