@@ -345,7 +345,7 @@ class Engine:
         self.meter.forget_last()
 
     def run_entry(self, report: Callable[[int], None]) -> Stop:
-        """`run`, for code of a host that enters a guest: `report` hears of exceptions and exits, by the engine's numbers.
+        """`run`, for a host that enters a guest: `report` hears of exceptions and exits, in the engine's numbers.
 
         After VMRUN has delivered an event the engine reports its vector, too, once, as if it were yet to come.
         """
