@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from enum import Enum, auto
-from typing import Protocol
 
 import unicorn
 from unicorn import unicorn_const as U
@@ -24,16 +22,18 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from vmm.errors import EngineError
 from vmm.machine.cpu import layout as at
+from vmm.machine.cpu import signatures as sig
 from vmm.machine.cpu import stub, walker
 from vmm.machine.cpu.collapse import TLB_MODE, Watch
+from vmm.machine.cpu.handler import FETCH, PROT_EXEC, READ, WRITE, Handler, Stop
 from vmm.machine.cpu.mend import mend
+from vmm.machine.cpu.site_hooks import SiteHooks
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.cpu.verify import PAGE, TlbEntry, context_bytes, open_engine, u64_at, verify_once
 
-READ, WRITE, FETCH = U.UC_MEM_READ, U.UC_MEM_WRITE, U.UC_MEM_FETCH
-PROT_READ, PROT_WRITE, PROT_EXEC = U.UC_PROT_READ, U.UC_PROT_WRITE, U.UC_PROT_EXEC
 NO_EXCEPTION = 0xFFFFFFFF
 _DB, _UD, _PF = 1, 6, 14
+__all__ = ["FETCH", "INTERCEPT", "PROT_EXEC", "PROT_READ", "PROT_WRITE", "READ", "WRITE", "Engine", "Handler", "Stop"]
 INTERCEPT = 0x100  # what the engine adds to the code of a #VMEXIT
 _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
 _REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
@@ -42,72 +42,6 @@ _IS_INT, _OLD_EXCEPTION = at.EXCEPTION_IS_INT // 4, at.OLD_EXCEPTION // 4
 _EIP, _CR2, _ERROR_CODE, _RETADDR = at.EIP // 4, at.CR2 // 4, at.ERROR_CODE // 4, at.RETADDR // 4
 
 _VOID_P, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
-
-
-class _Block(ctypes.Structure):
-    _fields_ = (("pc", _U64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
-
-
-_ON_INTERRUPT = ctypes.CFUNCTYPE(None, _VOID_P, _U32, _VOID_P)
-_ON_INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, _VOID_P, _VOID_P)
-_ON_IN = ctypes.CFUNCTYPE(_U32, _VOID_P, _U32, ctypes.c_int, _VOID_P)
-_ON_OUT = ctypes.CFUNCTYPE(None, _VOID_P, _U32, ctypes.c_int, _U32, _VOID_P)
-_ON_CPUID = ctypes.CFUNCTYPE(ctypes.c_int, _VOID_P, _VOID_P)
-_ON_SYSENTER = ctypes.CFUNCTYPE(None, _VOID_P, _VOID_P)
-_ON_FILL = ctypes.CFUNCTYPE(ctypes.c_bool, _VOID_P, _U64, ctypes.c_int, _VOID_P, _VOID_P)
-_ON_TRANSLATED = ctypes.CFUNCTYPE(None, _VOID_P, ctypes.POINTER(_Block), ctypes.POINTER(_Block), _VOID_P)
-_ON_BLOCK = ctypes.CFUNCTYPE(None, _VOID_P, _U64, _U32, _VOID_P, _U64)
-_ON_CODE = ctypes.CFUNCTYPE(None, _VOID_P, _U64, _U32, _VOID_P)
-
-
-class Stop(Enum):
-    """Why `Engine.run` came back."""
-
-    METER = auto()  # the instruction budget, or a polled flag: at a block boundary
-    REQUESTED = auto()  # a handler called `stop` or `seal`
-    HALT = auto()  # HLT executed; EIP is past it
-    REFUSED = auto()  # a memory access was refused; EIP is at the instruction that made it
-    COLLAPSED = auto()  # the engine cannot translate the code at EIP, or a little after it
-    SITE = auto()  # at an instruction that the handler wants to execute itself
-
-
-class Handler(Protocol):
-    """Who handles the exits. All run inside the engine's callbacks, with the CPU's state live."""
-
-    def on_exception(self, vector: int, software: bool) -> None:
-        """An exception (EIP at it) or, if `software`, INT n, INT3 or INTO (EIP past it)."""
-
-    def on_intercept(self, code: int) -> None:
-        """A #VMEXIT for this reason, which the engine has begun and not completed: the guest is live."""
-
-    def on_in(self, port: int, size: int) -> int: ...
-
-    def on_out(self, port: int, size: int, value: int) -> None: ...
-
-    def on_cpuid(self) -> None: ...
-
-    def on_rdtsc(self) -> int: ...
-
-    def on_sysenter(self) -> None:
-        """EIP is at SYSENTER; the engine adds its two bytes afterwards."""
-
-    def fill(self, address: int, access: int) -> tuple[int, int] | None:
-        """(physical page, PROT_* bits) for the page of a linear address, or None to refuse the access."""
-
-    def on_translated(self, address: int, size: int) -> tuple[int, ...]:
-        """A block was translated: the addresses in it of instructions that must end in `Stop.SITE`."""
-
-    def on_site(self, address: int) -> bool:
-        """Before the instruction at such an address: True to stop there."""
-
-    def count(self, address: int, size: int) -> int:
-        """Instructions in `size` bytes of code at a linear address."""
-
-    def is_store_only(self, address: int, size: int) -> bool:
-        """Whether the one instruction there is no transfer of control, so that no block ends with it."""
-
-    def is_repeated(self, address: int, size: int) -> bool:
-        """Whether the one instruction there is a string instruction with a REP prefix."""
 
 
 class Engine:
@@ -130,8 +64,6 @@ class Engine:
         self._own_mmu = False
         self._on_entry: Callable[[int], None] | None = None  # who hears of exceptions and exits instead
         self._cr2 = 0  # with its own MMU: CR2 before the page fault that is being looked at
-        self._site_stop = False
-        self._site_eip, self._site_flags = -1, 0  # a site left to the engine that has not yet gone on
         self._dropping: int | None = None
         self._translated = (0, 0, 0)
         self.foreign = range(
@@ -142,8 +74,7 @@ class Engine:
             0,
         )  # a pass that had a shadow until now: linear address, and budget before it
         self._block_hook: ctypes.c_size_t | None = None
-        self._sites: dict[int, ctypes.c_size_t] = {}
-        self._new_sites: list[tuple[int, int, int]] = []
+        self._sites = SiteHooks(self._hook_site, self._unhook, self._forget_block, self.drop_all_code)
         self._keep: list[object] = []
         self._entry = TlbEntry()
         self.running = False
@@ -255,26 +186,26 @@ class Engine:
 
     def _install(self) -> None:
         guard = self._guarded
-        self._hook(U.UC_HOOK_INTR, _ON_INTERRUPT(self._on_interrupt))
-        self._hook(U.UC_HOOK_INSN_INVALID, _ON_INVALID(guard(self._on_invalid, True)))
+        self._hook(U.UC_HOOK_INTR, sig.ON_INTERRUPT(self._on_interrupt))
+        self._hook(U.UC_HOOK_INSN_INVALID, sig.ON_INVALID(guard(self._on_invalid, True)))
         for name, kind, callback, default in (
-            ("IN", _ON_IN, self._on_in, 0),
-            ("OUT", _ON_OUT, self._on_out, None),
-            ("CPUID", _ON_CPUID, self._on_cpuid, 1),
-            ("RDTSC", _ON_CPUID, self._on_rdtsc, 1),
-            ("SYSENTER", _ON_SYSENTER, self._on_sysenter, None),
+            ("IN", sig.ON_IN, self._on_in, 0),
+            ("OUT", sig.ON_OUT, self._on_out, None),
+            ("CPUID", sig.ON_CPUID, self._on_cpuid, 1),
+            ("RDTSC", sig.ON_CPUID, self._on_rdtsc, 1),
+            ("SYSENTER", sig.ON_SYSENTER, self._on_sysenter, None),
         ):
             instruction = getattr(X, f"UC_X86_INS_{name}")
             self._hook(U.UC_HOOK_INSN, kind(guard(callback, default)), instruction=instruction)
-        on_fill = _ON_FILL(self._on_fill)
+        on_fill = sig.ON_FILL(self._on_fill)
         fill_callback: object = on_fill
         if self.walker.native:
             page = stub.CodePage()
             self._keep += [page, on_fill]
             fill_callback = _VOID_P(page.add(walker.fill_code(ctypes.cast(on_fill, _VOID_P).value or 0)))
         self._hook(U.UC_HOOK_TLB_FILL, fill_callback, self.walker.address)
-        self._hook(U.UC_HOOK_EDGE_GENERATED, _ON_TRANSLATED(guard(self._on_translated)))
-        on_block = _ON_BLOCK(guard(self._on_block))
+        self._hook(U.UC_HOOK_EDGE_GENERATED, sig.ON_TRANSLATED(guard(self._on_translated)))
+        on_block = sig.ON_BLOCK(guard(self._on_block))
         self._keep.append(on_block)
         if self._native:
             page = stub.CodePage()
@@ -283,9 +214,9 @@ class Engine:
             code = stub.block_code(stop, ctypes.cast(on_block, _VOID_P).value or 0)
             self._block_callback: object = _VOID_P(page.add(code))
         else:
-            self._block_callback = _ON_CODE(guard(self._on_block_in_python))
+            self._block_callback = sig.ON_CODE(guard(self._on_block_in_python))
         self.count_blocks(True)
-        self._on_site_callback = _ON_CODE(guard(self._on_site))
+        self._on_site_callback = sig.ON_CODE(guard(self._on_site))
 
     def count_blocks(self, on: bool) -> None:
         """Whether each block is counted, and may stop the CPU; between runs only.
@@ -299,7 +230,7 @@ class Engine:
         elif self._block_hook is not None:
             uclib.uc_hook_del(self._engine, self._block_hook)
             self._block_hook = None
-        self._forget_sites()
+        self._sites.forget()
 
     def abandon(self) -> None:
         """From another thread: leave `run` wherever it is.
@@ -420,12 +351,12 @@ class Engine:
         self.state.prepare_flags()
         self._cr2 = self.state.words[_CR2]
         while True:
-            if self._new_sites:
+            if self._sites.new:
                 self.state.load()
-                self._place_sites()
+                self._sites.place()
             self._requested = False
             self._refused = None
-            self._site_stop = False
+            self._sites.stopped = False
             self.running = True
             begin = _U64(self.state.eip)
             self._watch.enter()
@@ -436,7 +367,7 @@ class Engine:
                 failure, self._failure = self._failure, None
                 self._unseal()
                 raise failure
-            if not self._new_sites:
+            if not self._sites.new:
                 break
         stopped = self.meter.take_stopped()
         if self._unseal():
@@ -447,12 +378,12 @@ class Engine:
             self.flush_tlb()
             return Stop.COLLAPSED
         if self._refused is not None:
-            if self.state.eip == self._site_eip and self._refused[1] != FETCH:
-                self._restore_site_flags()
+            if self.state.eip == self._sites.left_to_engine and self._refused[1] != FETCH:
+                self._sites.restore_flags(self.state)
             return Stop.REFUSED
         if status:
             raise EngineError(f"the CPU engine gave up: {unicorn.UcError(status)} at EIP {self.state.eip:#x}")
-        if self._site_stop:
+        if self._sites.stopped:
             return Stop.SITE
         if self._requested:
             return Stop.REQUESTED
@@ -499,8 +430,8 @@ class Engine:
             if self._on_entry is not None:
                 self._on_entry(vector)
                 return
-            if w[_EIP] == self._site_eip and not software and vector != _DB:
-                self._restore_site_flags()
+            if w[_EIP] == self._sites.left_to_engine and not software and vector != _DB:
+                self._sites.restore_flags(state)
             if vector >= INTERCEPT:
                 self._handler.on_intercept(vector - INTERCEPT)  # type: ignore[union-attr]
             elif vector == _PF and self._own_mmu and not software:
@@ -594,42 +525,27 @@ class Engine:
         self._translated = (address, size, fields.instructions)
         if self._sealed is not None:
             return
-        for site in self._handler.on_translated(address, size):  # type: ignore[union-attr]
-            if site not in self._sites:
-                self._new_sites.append((site, address, size))
-        if self._new_sites:
+        self._sites.found(self._handler.on_translated(address, size), address, size)  # type: ignore[union-attr]
+        if self._sites.new:
             uclib.uc_emu_stop(self._engine)
 
-    def _forget_sites(self) -> None:
-        """All code is translated anew, and searched anew."""
-        for handle in self._sites.values():
-            uclib.uc_hook_del(self._engine, handle)
-        self._sites.clear()
-        self.drop_all_code()
+    def _hook_site(self, site: int) -> ctypes.c_size_t:
+        return self._hook(U.UC_HOOK_CODE, self._on_site_callback, begin=site, end=site)
 
-    def _place_sites(self) -> None:
-        """Hook the instructions found in a new block, and have the block translated again with its hooks."""
-        if len(self._sites) > 512:  # a guest that scatters such instructions must not slow every translation
-            self._forget_sites()
-        for site, address, size in self._new_sites:
-            if site not in self._sites:
-                self._sites[site] = self._hook(U.UC_HOOK_CODE, self._on_site_callback, begin=site, end=site)
-            uclib.uc_ctl(self._engine, _REMOVE_CACHE, _U64(address), _U64(address + size))
-        self._new_sites.clear()
+    def _unhook(self, handle: ctypes.c_size_t) -> None:
+        uclib.uc_hook_del(self._engine, handle)
+
+    def _forget_block(self, address: int, size: int) -> None:
+        uclib.uc_ctl(self._engine, _REMOVE_CACHE, _U64(address), _U64(address + size))
 
     def _on_site(self, _uc: int, address: int, _size: int, _data: int) -> None:
         if self._sealed is None and not self._requested:
             self.state.load()
             if self._handler.on_site(address & 0xFFFFFFFF):  # type: ignore[union-attr]
-                self._site_stop = True
+                self._sites.stopped = True
                 uclib.uc_emu_stop(self._engine)
             else:
-                # Should this instruction fault, the engine forgets what the hook did to its lazy flags.
-                self._site_eip, self._site_flags = self.state.eip, self.state.eflags
-
-    def _restore_site_flags(self) -> None:
-        self.state.eflags = self._site_flags
-        self._site_eip = -1
+                self._sites.leave(self.state)
 
     def _on_block(self, _uc: int, address: int, size: int, _data: int, return_address: int) -> None:
         """The first visit of a translation: learn its number of instructions, then charge it."""
