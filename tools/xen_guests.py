@@ -55,7 +55,9 @@ def apt(folder: Path, architecture: str, suite: str | None, *words: str) -> None
 def _site() -> str:
     """Where the system gets its packages from."""
     done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"], capture_output=True, text=True
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
+        capture_output=True,
+        text=True,
     )
     sites = done.stdout.split()
     if not sites:
@@ -80,7 +82,18 @@ def make_grub(folder: Path) -> Path:
     image = folder / "grub-i386-xen.elf"
     maker = root / "usr/bin/grub-mkimage"
     modules = root / "usr/lib/grub/i386-xen"
-    command = [maker, "-d", modules, "-O", "i386-xen", "-o", image, "-p", "/boot/grub", *MODULES]
+    command: list[str | Path] = [
+        maker,
+        "-d",
+        modules,
+        "-O",
+        "i386-xen",
+        "-o",
+        image,
+        "-p",
+        "/boot/grub",
+        *MODULES,
+    ]
     subprocess.run(command, check=True)
     return image
 
@@ -104,11 +117,14 @@ def boot(path: Path, typed: bytes = b"") -> None:
     vm = VirtualMachine(image, "pv", memory=MEMORY, show=show, console_input=typed)
     result = vm.run(LIMIT)
     exits = sum(row.count for row in result.exits.rows.values())
-    print(f"\n--- {result.outcome.kind}: {result.outcome.detail}; {result.instructions:,} instructions, {exits:,} exits")
+    end = f"{result.outcome.kind}: {result.outcome.detail}"
+    print(f"\n--- {end}; {result.instructions:,} instructions, {exits:,} exits")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, help="keep what is fetched here")
     parser.add_argument("--suite", help="the release that GNU Mach comes from")
     options = parser.parse_args()

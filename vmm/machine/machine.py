@@ -311,6 +311,18 @@ class Machine:
         if self._alarm is not None and not self.run_state.free:
             self._alarm.set((deadline - self.now()) / 1e9)
 
+    def deadline_moved(self) -> None:
+        """In an exit: something may now be due sooner than the CPU would stop."""
+        deadline = self.devices.deadline()
+        if deadline is None or not self.engine.running:
+            return
+        if not self.clock.exact:
+            self.set_alarm(deadline)
+            return
+        retired = self.retired()
+        if not self.retirement.bring_nearer(retired + self.clock.instructions_until(deadline, retired)):
+            self.engine.stop()
+
     def take_interrupt(self) -> None:
         """The INTA cycle, and delivery."""
         started = time.perf_counter_ns()

@@ -16,6 +16,7 @@ from vmm.machine.pc import COM1
 from vmm.monitor.paravirt.abi import rings
 from vmm.monitor.paravirt.abi.errors import Errno, Refused
 from vmm.monitor.paravirt.abi.services import CONSOLEIO_READ, CONSOLEIO_WRITE
+from vmm.monitor.paravirt.domain import Continued
 from vmm.monitor.paravirt.guest import GuestMemory
 
 _LINE_STATUS, _READY = 5, 1
@@ -90,6 +91,7 @@ class Console:
             base + rings.CONSOLE_IN_CONS, base + rings.CONSOLE_IN_PROD,
         )  # fmt: skip
         self.notify: Callable[[], None] = lambda: None
+        self.should_yield: Callable[[], bool] = lambda: False
         self.ring_used = False
 
     def kicked(self) -> None:
@@ -110,7 +112,7 @@ class Console:
         return bool(data or given)
 
     def operation(self, guest: GuestMemory, command: int, count: int, buffer: int) -> int:
-        """console_io; raises `Refused`."""
+        """console_io; raises `Refused`, and `Continued` where `should_yield` asks for it."""
         if command not in (CONSOLEIO_WRITE, CONSOLEIO_READ):
             raise Refused(Errno.ENOSYS, f"console_io {command}")
         if count > _INT_MAX:
@@ -118,6 +120,8 @@ class Console:
         if command == CONSOLEIO_WRITE:
             done = 0
             while done < count:
+                if done and self.should_yield():
+                    raise Continued(command, count - done, buffer + done)
                 data = guest.read(buffer + done, min(_CHUNK, count - done))
                 self._serial.send(data)
                 done += len(data)

@@ -42,6 +42,7 @@ class Domain:
         self.time = DomainTime(machine.now, lambda: self.events.raise_virq(Virq.TIMER))
         self.time.updated = self.write_time
         self.time.poll_over = self._wake
+        self.time.moved = machine.deadline_moved
         self.grants = GrantTable(machine.memory, DOMAIN_ID, lambda: paging.share_frame(writable=True))
         self.console: Console | None = None
         self.store: Store | None = None
@@ -50,6 +51,7 @@ class Domain:
         self.time_area = 0
         self.vcpu_info_moved = False
         self.nmi_pending = False
+        self.entered = False  # the hypervisor has had the processor: on the way back, events are looked for
         machine.devices.add(self.time)
 
     @property
@@ -97,6 +99,7 @@ class Domain:
     # Events
 
     def _raised(self, port: int) -> None:
+        self.entered = True
         if self.shared.deliverable or (self.polled is not None and port in self.polled):
             self._wake()
 
@@ -137,6 +140,7 @@ class Domain:
 
     def wake(self) -> None:
         """The domain is on the processor again: time goes on, segments are loaded anew."""
+        self.entered = True
         self.polled = None
         self.time.state.poll_until = 0
         self.time.enter(Runstate.RUNNING)

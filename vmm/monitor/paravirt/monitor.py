@@ -25,7 +25,7 @@ from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
 from vmm.machine.sites import STRING_PORT
 from vmm.machine.strings import StringPort
-from vmm.monitor.paravirt import hypercalls
+from vmm.monitor.paravirt import hypercalls, writes
 from vmm.monitor.paravirt.abi.hypercalls import HYPERCALL_VECTOR, Hypercall
 from vmm.monitor.paravirt.abi.services import EMULATE_PREFIX
 from vmm.monitor.paravirt.access import GuestAccess
@@ -57,6 +57,8 @@ class ParavirtMonitor:
         access.is_implicit = self._is_implicit
         domain.traps.mark_accessed = lambda selector: access.mark_accessed(domain.traps.processor, selector)
         domain.paging.domain.should_yield = lambda: bool(machine.run_state.poke)
+        if domain.console is not None:
+            domain.console.should_yield = domain.paging.domain.should_yield
 
     # Interrupts: the domain has none of the machine's; events are delivered in `prepare` and at exits
 
@@ -79,11 +81,12 @@ class ParavirtMonitor:
         if domain.blocked:
             domain.wake()
         self.machine.interrupt_line(False)
-        return not self._deliver_event()
+        return not domain.entered or not self._deliver_event()
 
     def _deliver_event(self) -> bool:
-        """NMI or event upcall, if one is due."""
+        """On the way back to the guest: NMI or event upcall, if one is due."""
         domain = self.domain
+        domain.entered = False
         if domain.nmi_pending and domain.vcpu.traps[Vector.NMI].present:
             domain.nmi_pending = False
             self._traps.exception(Vector.NMI, 0)
@@ -105,6 +108,7 @@ class ParavirtMonitor:
     def exception(self, vector: int, error_code: int, software: bool) -> str | None:
         reason = self._software(vector) if software else self._hardware(vector, error_code)
         machine = self.machine
+        self.domain.entered = True
         if machine.run_state.outcome is None and not machine.run_state.halted:
             self._deliver_event()
         return reason
@@ -149,7 +153,7 @@ class ParavirtMonitor:
                 and not error_code
                 and (instruction := self.machine.decode_here()) is not None
             ):
-                if emulate(self.domain, instruction):
+                if self._emulates(instruction):
                     return f"emulated {instruction.mnemonic}"
             elif vector == Vector.UD and self._forced_cpuid():
                 return "emulated CPUID"
@@ -160,6 +164,14 @@ class ParavirtMonitor:
             set_task_switched(self.domain, False)  # as the guest's kernel would have to, first of all
         self._reflect(vector, error_code)
         return None
+
+    def _emulates(self, instruction: Instruction) -> bool:
+        """Whether an instruction that raised #GP is one that the hypervisor emulates, and has been."""
+        stepping = bool(self.state.system_flags & EFlags.TF)
+        if not emulate(self.domain, instruction):
+            return False
+        self.machine.finish_emulated(stepping)
+        return True
 
     def _forced_cpuid(self) -> bool:
         """UD2, "xen", CPUID: a kernel asks the hypervisor, and not the processor."""
@@ -190,11 +202,12 @@ class ParavirtMonitor:
     def fault(self, fault: Fault | PageFault) -> None:
         """What the machine found: a port that the domain may not use is first looked at as the hypervisor would."""
         started = time.perf_counter_ns()
+        self.domain.entered = True
         reason = ""
         if isinstance(fault, Fault) and fault.vector == Vector.GP and not fault.error_code:
             instruction = self.machine.decode_here()
             try:
-                if instruction is not None and emulate(self.domain, instruction):
+                if instruction is not None and self._emulates(instruction):
                     reason = f"emulated {instruction.mnemonic}"
             except (Fault, PageFault) as found:
                 fault = found
@@ -225,9 +238,24 @@ class ParavirtMonitor:
         fault = self._access.fault_of(address, access)
         if fault is None:
             return "hidden fault: accessed bit"
-        self._raise(fault)
+        name = None
+        if self._emulates_store(address, access):
+            name = "emulated page-table store"
+        else:
+            self._raise(fault)
         self._deliver_event()
-        return None
+        return name
+
+    def _emulates_store(self, address: int, access: int) -> bool:
+        """Whether the fault was a store to a page table, which has now been made."""
+        if access != WRITE or self.state.cpl != KERNEL_RING:
+            return False
+        instruction = self.machine.decode_here()
+        stepping = bool(self.state.system_flags & EFlags.TF)
+        if instruction is None or not writes.emulate(self.domain, instruction, address):
+            return False
+        self.machine.finish_emulated(stepping)
+        return True
 
     # Ports and instructions
 

@@ -44,6 +44,7 @@ class DomainTime:
         self.state = TimeState(last_periodic=now())
         self.updated: Callable[[], None] = lambda: None  # the pair in vcpu_info is to be written anew
         self.poll_over: Callable[[], None] = lambda: None
+        self.moved: Callable[[], None] = lambda: None  # the deadline may be another
 
     # What the machine's loop asks
 
@@ -81,6 +82,7 @@ class DomainTime:
         if timeout >= 1 << 63 or timeout - now >= LONGEST:
             timeout = now + HUGE_TIMEOUT
         self.state.one_shot = timeout
+        self.moved()
 
     def set_one_shot(self, timeout: int) -> None:
         """VCPUOP_set_singleshot_timer: one that is past raises the interrupt now."""
@@ -89,12 +91,14 @@ class DomainTime:
             self._raise_timer()
         else:
             self.state.one_shot = timeout
+            self.moved()
 
     def set_period(self, period: int) -> None:
         """0 stops it."""
         self.state.period = period
         if period:
             self._periodic(self.now())
+        self.moved()
 
     # Runstates
 
