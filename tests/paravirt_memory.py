@@ -18,6 +18,7 @@ from vmm.monitor.paravirt.abi.memory import (
     DOMID_XEN,
     HYPERVISOR_VIRT_START,
     ExtendedOp,
+    MmuExt,
     Update,
 )
 from vmm.monitor.paravirt.area import FIRST_SLOT
@@ -42,7 +43,9 @@ FRAME = int(PaeEntry.FRAME)
 DOMAIN = 1
 MEMORY = 4 << 20
 L3, L2, XEN_TABLE, L1 = range(4)  # pseudo-physical pages of the first tables
-OTHER_L3, OTHER_L2, OTHER_XEN_TABLE, OTHER_L1 = range(4, 8)  # of others that are ready to be used, but are not
+OTHER_L3, OTHER_L2, OTHER_XEN_TABLE, OTHER_L1 = range(
+    4, 8
+)  # of others that are ready to be used, but are not
 DATA = 8  # of the first page that is none
 PAGES = 40
 SPOKEN = 0xE000_0000  # what a hypercall points at
@@ -311,3 +314,31 @@ class Board:
 def xens(board: Board) -> int:
     """A frame of the hypervisor's."""
     return next(mfn for mfn in range(board.frames.size) if board.frames.owners[mfn] == DOMID_XEN)
+
+
+def refused(errno: Errno, board: Board) -> _Refusal:
+    """The call in the block gets this error, and leaves the domain as it was but for what was done before it."""
+    return _Refusal(errno, board)
+
+
+class _Refusal:
+    def __init__(self, errno: Errno, board: Board) -> None:
+        self._errno, self._board = errno, board
+
+    def __enter__(self) -> None:
+        self._board.check()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> bool:
+        assert isinstance(error, Refused), error
+        assert error.errno == self._errno, error
+        self._board.check()
+        return True
+
+
+def op(command: MmuExt, arg1: int = 0, arg2: int = 0) -> ExtendedOp:
+    return ExtendedOp(command, arg1, arg2)
+
+
+def read_only(board: Board, *pages: int) -> None:
+    for page in pages:
+        board.update((board.at(L1, page), board.entry(page, P | US)))

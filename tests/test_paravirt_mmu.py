@@ -1,7 +1,4 @@
-"""Direct paging: no sequence of hypercalls gives a guest what is not its own, and every count is right at every step.
-
-The property test is the promise; the tests below it say of each rule what a guest gets that breaks it.
-"""
+"""Direct paging, rule by rule: updates of page tables, pins, the base, the TLB. Each refusal is Xen's own error."""
 
 from __future__ import annotations
 
@@ -9,9 +6,6 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.paravirt_memory import (
     DATA,
@@ -35,25 +29,23 @@ from tests.paravirt_memory import (
     Board,
     D,
     P,
+    op,
+    read_only,
+    refused,
     xens,
 )
-from vmm.isa.descriptors import Descriptor, SystemType
 from vmm.machine.paging import PageFault
-from vmm.monitor.paravirt.abi.errors import Errno, Refused
+from vmm.monitor.paravirt.abi.errors import Errno
 from vmm.monitor.paravirt.abi.memory import (
     DOMID_IO,
     DOMID_SELF,
     DOMID_XEN,
-    EXCHANGE_SIZE,
-    EXCHANGED_OFFSET,
     HYPERVISOR_VIRT_START,
     MACH2PHYS_VIRT_START,
     MMU_UPDATE_PREEMPTED,
     ExtendedOp,
-    MemoryOp,
     MmuExt,
     MmuUpdate,
-    Reservation,
     Update,
     Uvmf,
 )
@@ -61,234 +53,12 @@ from vmm.monitor.paravirt.area import FIRST_SLOT
 from vmm.monitor.paravirt.domain import Continued
 from vmm.monitor.paravirt.frames import FrameType as Type
 
-# Any hypercalls in any order
-
-_TABLE_PAGES = st.integers(0, 7)  # of the domain: its first tables, and a few that may become some
-_PAGES = st.one_of(_TABLE_PAGES, st.integers(0, PAGES - 1))
-_OTHERS = st.sampled_from(("shared", "xen", "io", "beyond", "nowhere", "free"))
-_TARGETS = st.one_of(_PAGES, _PAGES, _PAGES, _OTHERS)
-_BITS = st.one_of(
-    st.sampled_from((P | RW | US, P | US, P, 0, P | RW, P | RW | A | D, P | US | NX)),
-    st.integers(0, 0xFFF),
-    st.sampled_from((1 << 52, 1 << 40)).map(lambda bit: bit | P | RW),
-)
-_SLOTS = st.one_of(st.integers(0, 5), st.sampled_from((FIRST_SLOT - 1, FIRST_SLOT, 511)), st.integers(0, 511))
-_SEGMENT_PAGES = st.integers(DATA, DATA + 2)  # that descriptors are stored to
-_LINEAR = st.one_of(_PAGES.map(lambda page: page << 12), st.integers(0, 0xFFFFF).map(lambda page: page << 12))
-_DESCRIPTORS = st.one_of(
-    st.integers(0, (1 << 64) - 1),
-    st.sampled_from((0x00CF9B000000FFFF, 0x00CFFB000000FFFF, 0x0000EC0000080000, 0x0000EC00E0190000, 0)),
-    st.integers(0, 31).map(lambda kind: 0x0000_8000_0008_0000 | kind << 40),
-)
-
-
-class AnyGuest(RuleBasedStateMachine):
-    """A domain that makes any hypercall, and stores anything wherever it can."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.board = Board()
-
-    def mfn(self, to: int | str) -> int:
-        board = self.board
-        if isinstance(to, int):
-            return board.mfns[to]
-        free = board.frames.free_frames() and board.frames._free.rfind(b"\1")
-        frames = {"shared": board.shared, "xen": xens(board), "io": 0xB8, "beyond": board.frames.size + 5,
-                  "nowhere": FRAME >> 12, "free": free}  # fmt: skip
-        return frames[to]
-
-    def attempt(self, call: object) -> None:
-        assert callable(call)
-        try:
-            call()
-        except Refused as refused:
-            assert refused.errno in Errno
-
-    @rule(page=_PAGES, slot=_SLOTS, to=_TARGETS, bits=_BITS, command=st.sampled_from((0, 0, 0, 2, 3, 1, 5)))
-    def update(self, page: int, slot: int, to: int | str, bits: int, command: int) -> None:
-        value = self.mfn(to) << 12 & FRAME | bits
-        self.attempt(lambda: self.board.update((self.board.at(page, slot) | command, value)))
-
-    @rule(slots=st.lists(st.tuples(_SLOTS, _PAGES), max_size=8), page=_PAGES)
-    def batch(self, slots: list[tuple[int, int]], page: int) -> None:
-        board = self.board
-        self.attempt(lambda: board.update(*((board.at(page, slot), board.entry(to)) for slot, to in slots)))
-
-    @rule(linear=_LINEAR, to=_TARGETS, bits=_BITS, flags=st.integers(0, 7))
-    def update_va(self, linear: int, to: int | str, bits: int, flags: int) -> None:
-        value, board = self.mfn(to) << 12 & FRAME | bits, self.board
-        self.attempt(lambda: board.paging.update_va_mapping(board.guest, linear, value, flags))
-
-    @rule(page=_PAGES, slot=_SLOTS, to=_TARGETS, bits=_BITS)
-    def store(self, page: int, slot: int, to: int | str, bits: int) -> None:
-        """The guest's own store, where its tables let it: so pages get what makes tables of them."""
-        self.store_entry(page, slot, self.mfn(to) << 12 & FRAME | bits)
-
-    def store_entry(self, page: int, slot: int, value: int) -> None:
-        where = (page << 12) + slot * 8
-        self.attempt(lambda: self.board.guest.write(where, value.to_bytes(8, "little")))
-
-    @rule(linear=_LINEAR, slot=_SLOTS, to=_TARGETS, bits=_BITS, size=st.sampled_from((1, 2, 4, 4, 8, 8)))
-    def emulated_store(self, linear: int, slot: int, to: int | str, bits: int, size: int) -> None:
-        value = (self.mfn(to) << 12 & FRAME | bits).to_bytes(8, "little")
-        self.board.paging.emulate_store(linear + slot * 8, value[:size])
-        self.board.paging.compare_exchange(linear + slot * 8, bytes(size), value[:size])
-
-    @rule(slot=_SLOTS, to=_TARGETS, bits=_BITS, half=st.booleans(), same=st.booleans())
-    def store_to_table(self, slot: int, to: int | str, bits: int, half: bool, same: bool) -> None:
-        """A store to the guest's first table, which it maps read-only."""
-        board, value = self.board, (self.mfn(to) << 12 & FRAME | bits).to_bytes(8, "little")
-        where = (L1 << 12) + slot * 8
-        if half:
-            board.paging.emulate_store(where + 4, value[4:])
-            board.paging.emulate_store(where, value[:4])
-        else:
-            old = board.get(L1, slot) if same else 0
-            board.paging.compare_exchange(where, old.to_bytes(8, "little"), value)
-        board.paging.emulate_store(where, value)
-
-    @rule(table=st.sampled_from((L2, OTHER_L2, XEN_TABLE, DATA)), slot=st.integers(1, 5),
-          of=st.sampled_from((L2, OTHER_L2, XEN_TABLE, DATA)), bits=st.sampled_from((P, P, P | RW)))  # fmt: skip
-    def linear(self, table: int, slot: int, of: int, bits: int) -> None:
-        board = self.board
-        self.attempt(lambda: board.update((board.at(table, slot), board.entry(of, bits))))
-
-    @rule(page=st.integers(DATA, PAGES - 1), entries=st.lists(st.tuples(_SLOTS, _PAGES, _BITS), max_size=4))
-    def clear_and_fill(self, page: int, entries: list[tuple[int, int, int]]) -> None:
-        board = self.board
-        self.attempt(lambda: board.extended(ExtendedOp(MmuExt.CLEAR_PAGE, board.mfns[page])))
-        for slot, to, bits in entries:
-            self.store_entry(page, slot, board.entry(to, bits))
-
-    @rule(
-        command=st.one_of(st.integers(0, 4), st.integers(0, 21)), to=_TARGETS,
-        second=st.one_of(st.integers(0, 8193), st.sampled_from((SPOKEN, 5))),
-    )  # fmt: skip
-    def extended(self, command: int, to: int | str, second: int) -> None:
-        self.attempt(lambda: self.board.extended(ExtendedOp(command, self.mfn(to) & 0xFFFFFFFF, second)))
-
-    @rule(to=_TARGETS, source=_TARGETS)
-    def copy_page(self, to: int | str, source: int | str) -> None:
-        frame, other = self.mfn(to) & 0xFFFFFFFF, self.mfn(source) & 0xFFFFFFFF
-        self.attempt(lambda: self.board.extended(ExtendedOp(MmuExt.COPY_PAGE, frame, other)))
-
-    @rule(page=_PAGES, level=st.sampled_from((MmuExt.PIN_L1_TABLE, MmuExt.PIN_L2_TABLE, MmuExt.PIN_L3_TABLE)))
-    def pin(self, page: int, level: MmuExt) -> None:
-        """The page is made read-only first, as a kernel does."""
-        board = self.board
-        self.attempt(lambda: board.paging.update_va_mapping(board.guest, page << 12, board.entry(page, P), 0))
-        self.attempt(lambda: board.extended(ExtendedOp(level, board.mfns[page])))
-
-    @rule(page=_TABLE_PAGES)
-    def new_base(self, page: int) -> None:
-        self.attempt(lambda: self.board.extended(ExtendedOp(MmuExt.NEW_BASEPTR, self.board.mfns[page])))
-
-    @rule(page=st.integers(0, 7))
-    def unpin(self, page: int) -> None:
-        self.attempt(lambda: self.board.extended(ExtendedOp(MmuExt.UNPIN_TABLE, self.board.mfns[page])))
-
-    @rule(pages=st.lists(_SEGMENT_PAGES, max_size=3), entries=st.integers(0, 1600))
-    def set_gdt(self, pages: list[int], entries: int) -> None:
-        board = self.board
-        for page in pages:
-            value = board.entry(page, P)
-            self.attempt(
-                lambda page=page, value=value: board.paging.update_va_mapping(
-                    board.guest, page << 12, value, 0
-                )
-            )
-        self.attempt(lambda: board.set_gdt([board.mfns[page] for page in pages] + [0] * 14, entries))
-
-    @rule(page=_SEGMENT_PAGES, entries=st.integers(0, 1600), offset=st.integers(0, 13000))
-    def set_ldt(self, page: int, entries: int, offset: int) -> None:
-        board = self.board
-        self.attempt(lambda: board.paging.update_va_mapping(board.guest, page << 12, board.entry(page, P), 0))
-        self.attempt(lambda: board.extended(ExtendedOp(MmuExt.SET_LDT, page << 12, entries)))
-        board.paging.map_ldt_page(offset)
-
-    @rule(page=_SEGMENT_PAGES, slot=_SLOTS, descriptor=_DESCRIPTORS, off=st.sampled_from((0, 0, 0, 4)))
-    def update_descriptor(self, page: int, slot: int, descriptor: int, off: int) -> None:
-        board = self.board
-        self.attempt(lambda: board.paging.update_descriptor(board.at(page, slot) + off, descriptor))
-
-    @rule(page=_SEGMENT_PAGES, slot=_SLOTS, descriptor=_DESCRIPTORS)
-    def store_descriptor(self, page: int, slot: int, descriptor: int) -> None:
-        self.store_entry(page, slot, descriptor)
-
-    @rule(
-        command=st.sampled_from((MemoryOp.INCREASE_RESERVATION, MemoryOp.DECREASE_RESERVATION,
-                                 MemoryOp.DECREASE_RESERVATION, MemoryOp.POPULATE_PHYSMAP)),
-        tos=st.lists(_TARGETS, min_size=1, max_size=3), order=st.sampled_from((0, 0, 0, 1, 2, 10)),
-    )  # fmt: skip
-    def reserve(self, command: MemoryOp, tos: list[int | str], order: int) -> None:
-        board = self.board
-        reservation = Reservation(SPOKEN + 64, len(tos), order, 0, DOMID_SELF)
-        words = b"".join((self.mfn(to) & 0xFFFFFFFF).to_bytes(4, "little") for to in tos)
-        board.say(bytes(reservation).ljust(64, b"\0") + words)
-        self.attempt(lambda: board.paging.memory_op(board.guest, command, SPOKEN))
-
-    @rule(
-        tos=st.lists(_TARGETS, min_size=1, max_size=4), orders=st.tuples(*[st.sampled_from((0, 0, 1, 2))] * 2)
-    )
-    def exchange(self, tos: list[int | str], orders: tuple[int, int]) -> None:
-        board = self.board
-        given, wanted = orders
-        frames = len(tos) << given
-        out = frames >> wanted
-        data = bytes(Reservation(SPOKEN + 64, len(tos), given, 0, DOMID_SELF))
-        data += bytes(Reservation(SPOKEN + 128, out, wanted, 0, DOMID_SELF)) + bytes(4)
-        words = b"".join((self.mfn(to) & 0xFFFFFFFF).to_bytes(4, "little") for to in tos)
-        board.say(data.ljust(64, b"\0") + words.ljust(64, b"\0") + bytes(64))
-        self.attempt(lambda: board.paging.memory_op(board.guest, MemoryOp.EXCHANGE, SPOKEN))
-
-    @invariant()
-    def holds(self) -> None:
-        self.board.check()
-
-
-AnyGuest.TestCase.settings = settings(
-    deadline=None, max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck)
-)
-TestAnyGuest = AnyGuest.TestCase
-
-
-# Each rule
-
-
-def refused(errno: Errno, board: Board) -> _Refusal:
-    """The call in the block gets this error, and leaves the domain as it was but for what was done before it."""
-    return _Refusal(errno, board)
-
-
-class _Refusal:
-    def __init__(self, errno: Errno, board: Board) -> None:
-        self._errno, self._board = errno, board
-
-    def __enter__(self) -> None:
-        self._board.check()
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _trace: object) -> bool:
-        assert isinstance(error, Refused), error
-        assert error.errno == self._errno, error
-        self._board.check()
-        return True
-
 
 @pytest.fixture
 def board() -> Iterator[Board]:
     made = Board()
     yield made
     made.check()
-
-
-def op(command: MmuExt, arg1: int = 0, arg2: int = 0) -> ExtendedOp:
-    return ExtendedOp(command, arg1, arg2)
-
-
-def read_only(board: Board, *pages: int) -> None:
-    for page in pages:
-        board.update((board.at(L1, page), board.entry(page, P | US)))
 
 
 L1_REFUSALS = (
@@ -741,237 +511,6 @@ def test_the_machine_to_physical_table(board: Board) -> None:
     for denied in ({"write": True}, {"user": True}):
         with pytest.raises(PageFault):
             board.walk(MACH2PHYS_VIRT_START, **denied)
-
-
-# Descriptors
-
-FLAT1, FLAT0 = Descriptor.segment(0, 0xFFFFF, 0xBB, 0xC), Descriptor.segment(0, 0xFFFFF, 0x9B, 0xC)
-DESCRIPTORS = (
-    # stored, and what becomes of it (None: refused)
-    (Descriptor(0, 0), Descriptor(0, 0)),
-    (FLAT1, FLAT1),
-    (FLAT0, FLAT1),
-    (Descriptor.segment(0, 0xFFFFF, 0xFB, 0xC), Descriptor.segment(0, 0xFFFFF, 0xFB, 0xC)),
-    (Descriptor.segment(0, 0xF67FF, 0xB3, 0xC), Descriptor.segment(0, 0xFFFFF, 0xB3, 0xC)),
-    (Descriptor.segment(0, 0xF57FF, 0xB3, 0xC), Descriptor.segment(0, 0xF57FF, 0xB3, 0xC)),
-    (Descriptor.segment(0, 0xFFFFF, 0xBB, 0xA), None),  # 64-bit code
-    (Descriptor.segment(0, 0x67, 0x89, 0), None),  # a TSS
-    (Descriptor.segment(0, 0x67, 0x82, 0), None),  # an LDT
-    (Descriptor.segment(0, 0x67, 0x09, 0), Descriptor.segment(0, 0x67, 0x09, 0)),  # one that is not present
-    (Descriptor.gate(0x08, 0x1000, SystemType.INTERRUPT_GATE32, 3), None),
-    (Descriptor.gate(0x08, 0x1000, SystemType.TASK_GATE, 3), None),
-    (
-        Descriptor.gate(0x08, 0x1000, SystemType.CALL_GATE32, 3),
-        Descriptor.gate(0x0B, 0x1000, SystemType.CALL_GATE32, 0),
-    ),
-    (
-        Descriptor.gate(0xE019, 0x1000, SystemType.CALL_GATE32, 1),
-        Descriptor.gate(0xE019, 0x1000, SystemType.CALL_GATE32, 0),
-    ),
-    (Descriptor.gate(0xE008, 0x1000, SystemType.CALL_GATE32, 3), None),  # into the hypervisor
-    (Descriptor(0x80000, 0xEC20), None),  # a reserved bit
-)
-
-
-@pytest.mark.parametrize(("stored", "becomes"), DESCRIPTORS)
-def test_a_descriptor(board: Board, stored: Descriptor, becomes: Descriptor | None) -> None:
-    """Ring 0 is raised to ring 1, a call gate is shut, every other system descriptor is EINVAL; by both ways."""
-    read_only(board, DATA, DATA + 1)
-    board.memory.load(board.mfns[DATA] << 12, bytes(stored).rjust(16, b"\0"))
-    value = stored.low | stored.high << 32
-    board.set_gdt([board.mfns[DATA + 1]], 512)
-    if becomes is None:
-        with refused(Errno.EINVAL, board):
-            board.set_gdt([board.mfns[DATA]], 2)
-        with refused(Errno.EINVAL, board):
-            board.paging.update_descriptor(board.at(DATA + 1, 1), value)
-        assert board.paging.segments.gdt_frames() == [board.mfns[DATA + 1]]
-        return
-    assert board.paging.update_descriptor(board.at(DATA + 1, 1), value) == 0
-    assert board.memory.bytes[board.at(DATA + 1, 1) :][:8] == bytes(becomes)
-    assert board.set_gdt([board.mfns[DATA]], 2) == 0
-    assert board.memory.bytes[board.at(DATA, 1) :][:8] == bytes(becomes)
-    at = board.paging.gdt_base + 8
-    assert board.memory.bytes[board.walk(at & ~0xFFF) | at & 0xFFF :][:8] == bytes(becomes)
-
-
-def test_a_gdt_that_is_refused(board: Board) -> None:
-    """Too long, a writable page, a table, another's page: EINVAL, and the old GDT stays; a bad list is EFAULT."""
-    read_only(board, DATA)
-    board.set_gdt([board.mfns[DATA]], 100)
-    for frames, entries in (
-        ([board.mfns[DATA]], 7169), ([board.mfns[DATA], board.mfns[DATA + 1]], 600), ([board.mfns[L1]], 1),
-        ([xens(board)], 1), ([0xFFFF_FFFF], 1),
-    ):  # fmt: skip
-        with refused(Errno.EINVAL, board):
-            board.set_gdt(frames, entries)
-    with refused(Errno.EFAULT, board):
-        board.paging.set_gdt(board.guest, 0x5000_0000, 1)
-    assert board.paging.segments.gdt_frames() == [board.mfns[DATA]]
-    with refused(Errno.EBUSY, board):
-        board.update((board.at(L1, DATA), board.entry(DATA)))
-    board.set_gdt([], 0)
-    assert board.update((board.at(L1, DATA), board.entry(DATA))) == 0
-
-
-@pytest.mark.parametrize("off", (1, 4))
-def test_a_descriptor_that_is_not_aligned(board: Board, off: int) -> None:
-    """It would change two, and is EINVAL; so is one in a table, or in another's frame."""
-    for address in (board.at(DATA, 1) + off, board.at(L1, 1), xens(board) << 12, 1 << 40):
-        with refused(Errno.EINVAL, board):
-            board.paging.update_descriptor(address, 0)
-    assert board.paging.update_descriptor(board.at(DATA, 1), 0) == 0
-
-
-def test_the_ldt_is_mapped_page_by_page(board: Board) -> None:
-    """SET_LDT checks its arguments; a page is mapped when it is needed, in the role, and let go of with the base."""
-    for base, entries in ((DATA << 12, 8193), ((DATA << 12) + 8, 1), (HYPERVISOR_VIRT_START, 1)):
-        with refused(Errno.EINVAL, board):
-            board.extended(op(MmuExt.SET_LDT, base, entries))
-    loads = []
-    board.paging.segments.on_ldt = lambda: loads.append(board.paging.ldt_entries)
-    assert board.extended(op(MmuExt.SET_LDT, DATA << 12, 600)) == 0
-    assert loads == [600] and not board.paging.segments.ldt_frames()
-    assert not board.paging.map_ldt_page(0), "it is mapped writable"
-    read_only(board, DATA, DATA + 1)
-    assert board.paging.map_ldt_page(8) and board.paging.map_ldt_page(599 * 8)
-    assert not board.paging.map_ldt_page(600 * 8) and not board.paging.map_ldt_page(8)
-    assert board.paging.segments.ldt_frames() == [board.mfns[DATA], board.mfns[DATA + 1]]
-    assert board.walk(board.paging.ldt_base + 0x1000) >> 12 == board.mfns[DATA + 1]
-    board.check()
-    with refused(Errno.EBUSY, board):
-        board.update((board.at(L1, DATA), board.entry(DATA)))
-    assert board.extended(op(MmuExt.NEW_BASEPTR, board.mfns[L3])) == 0
-    assert not board.paging.segments.ldt_frames()
-    with pytest.raises(PageFault):
-        board.walk(board.paging.ldt_base)
-
-
-# Reservations
-
-
-def reserve(
-    board: Board, command: int, extents: list[int], order: int = 0, domid: int = DOMID_SELF
-) -> list[int]:
-    """The result, and the extents afterwards."""
-    reservation = bytes(Reservation(SPOKEN + 64, len(extents), order, 0, domid))
-    board.say(reservation.ljust(64, b"\0") + b"".join(word.to_bytes(4, "little") for word in extents))
-    result = board.paging.memory_op(board.guest, command, SPOKEN)
-    board.check()
-    return [result, *struct.unpack(f"<{len(extents)}I", board.spoken[64 : 64 + 4 * len(extents)])]
-
-
-def test_memory_goes_and_comes(board: Board) -> None:
-    """A frame that is given up is free when nothing maps it; populate_physmap gives others, zeroed and entered."""
-    held, gone = board.mfns[DATA], board.mfns[DATA + 1]
-    board.update((board.at(L1, DATA + 1), 0))
-    assert reserve(board, MemoryOp.DECREASE_RESERVATION, [gone, held, gone])[0] == 2
-    assert board.frames.owners[gone] != DOMAIN and board.frames.owners[held] == DOMAIN
-    assert board.paging.domain.area.physical(gone) == 0xFFFF_FFFF
-    board.update((board.at(L1, DATA), 0))
-    board.check()
-    assert board.frames.owners[held] != DOMAIN
-    result, one, two = reserve(board, MemoryOp.POPULATE_PHYSMAP, [DATA, DATA + 1])
-    assert result == 2 and board.paging.domain.area.physical(two) == DATA + 1
-    assert board.update((board.at(L1, DATA), one << 12 | P | RW)) == 0
-
-
-def test_a_domain_has_its_maximum(board: Board) -> None:
-    """What goes past it is not done: the result says how many were."""
-    assert reserve(board, MemoryOp.INCREASE_RESERVATION, [0] * 30)[0] == 20
-    assert reserve(board, MemoryOp.POPULATE_PHYSMAP, [0] * 3)[0] == 0
-    board.say(struct.pack("<H", DOMID_SELF))
-    assert [board.paging.memory_op(board.guest, op, SPOKEN) for op in (3, 4, 14)] == [60, 60, 59]
-
-
-def test_extents_that_are_refused(board: Board) -> None:
-    """Another's frame, too high an order, another domain, an address that is not there: none is done, no error."""
-    for extents, order, domid in (
-        ([xens(board)], 0, DOMID_SELF), ([0xB8], 0, DOMID_SELF), ([0xFFFF_FFFF], 0, DOMID_SELF),
-        ([board.mfns[DATA]], 10, DOMID_SELF), ([board.mfns[DATA]], 0, 7),
-    ):  # fmt: skip
-        assert reserve(board, MemoryOp.DECREASE_RESERVATION, extents, order, domid)[0] == 0
-    assert board.paging.memory_op(board.guest, MemoryOp.DECREASE_RESERVATION, 0x5000_0000) == 0
-    assert reserve(board, MemoryOp.INCREASE_RESERVATION | 3 << 6, [0] * 2)[0] == 3
-
-
-def test_extents_of_a_higher_order_are_in_a_row(board: Board) -> None:
-    """An extent of order n is 2^n frames, aligned."""
-    result, first = reserve(board, MemoryOp.POPULATE_PHYSMAP, [1000], 3)
-    assert result == 1 and not first % 8
-    assert [board.paging.domain.area.physical(first + i) for i in range(8)] == list(range(1000, 1008))
-
-
-def exchange(board: Board, frames: list[int], given: int, wanted: int) -> tuple[int, list[int]]:
-    data = bytes(Reservation(SPOKEN + 64, len(frames), given, 0, DOMID_SELF))
-    count = (len(frames) << given) >> wanted
-    data += bytes(Reservation(SPOKEN + 128, count, wanted, 0, DOMID_SELF)) + bytes(4)
-    words = b"".join(word.to_bytes(4, "little") for word in frames)
-    board.say(
-        data.ljust(64, b"\0")
-        + words.ljust(64, b"\0")
-        + b"".join(struct.pack("<I", 500 + i) for i in range(count))
-    )
-    result = board.paging.memory_op(board.guest, MemoryOp.EXCHANGE, SPOKEN)
-    return result, list(struct.unpack(f"<{count}I", board.spoken[128 : 128 + 4 * count]))
-
-
-def exchanged(board: Board) -> int:
-    return int.from_bytes(board.spoken[EXCHANGED_OFFSET:EXCHANGE_SIZE], "little")
-
-
-def test_frames_are_exchanged_for_others(board: Board) -> None:
-    """Four frames that nothing uses, for one extent of four: the old ones are free, the new one is entered."""
-    given = board.mfns[DATA : DATA + 4]
-    board.update(*((board.at(L1, DATA + i), 0) for i in range(4)))
-    result, [first] = exchange(board, given, 0, 2)
-    board.check()
-    assert result == 0 and not first % 4 and exchanged(board) == 4
-    assert board.paging.domain.area.physical(first + 3) == 503
-
-
-def test_an_exchange_that_is_refused_leaves_the_frames(board: Board) -> None:
-    """A frame in use is EINVAL, and the domain has what it had; `nr_exchanged` says how far it came."""
-    frames = board.mfns[DATA : DATA + 4]
-    board.update(*((board.at(L1, DATA + i), 0) for i in range(3)))
-    with refused(Errno.EINVAL, board):
-        exchange(board, frames, 0, 2)
-    assert exchanged(board) == 0 and all(board.frames.owners[mfn] == DOMAIN for mfn in frames)
-    with refused(Errno.EINVAL, board):
-        exchange(board, [board.shared], 0, 0)
-    with refused(Errno.EPERM, board):
-        exchange(board, frames, 10, 0)
-
-
-QUESTIONS = (
-    (MemoryOp.MAXIMUM_RAM_PAGE, b"", 1024),
-    (MemoryOp.MAXIMUM_RAM_PAGE | 1 << 6, b"", Errno.EINVAL),
-    (MemoryOp.CURRENT_RESERVATION, struct.pack("<H", DOMAIN), PAGES),
-    (MemoryOp.CURRENT_RESERVATION, struct.pack("<H", 7), Errno.ESRCH),
-    (MemoryOp.MEMORY_MAP, struct.pack("<II", 5, SPOKEN + 64), Errno.ENOSYS),
-    (MemoryOp.MACHINE_MEMORY_MAP, b"", Errno.EPERM),
-    (MemoryOp.ADD_TO_PHYSMAP, struct.pack("<HHIII", DOMID_SELF, 0, 0, 0, 0), Errno.EACCES),
-    (MemoryOp.ADD_TO_PHYSMAP, struct.pack("<HHIII", DOMID_SELF, 0, 4, 0, 0), Errno.ENOSYS),
-    (MemoryOp.REMOVE_FROM_PHYSMAP, struct.pack("<HxxI", DOMID_SELF, 0), Errno.EACCES),
-    (60, b"", Errno.ENOSYS),
-)
-
-
-@pytest.mark.parametrize(("command", "argument", "answer"), QUESTIONS)
-def test_questions_about_memory(board: Board, command: int, argument: bytes, answer: int | Errno) -> None:
-    """Each has its answer, or Xen's error for a domain without privileges."""
-    where = board.say(argument)
-    if isinstance(answer, Errno):
-        with refused(answer, board):
-            board.paging.memory_op(board.guest, command, where)
-    else:
-        assert board.paging.memory_op(board.guest, command, where) == answer
-
-
-def test_where_the_machine_to_physical_table_is(board: Board) -> None:
-    """XENMEM_machphys_mapping: start, end, and the last frame that it could have."""
-    assert board.paging.memory_op(board.guest, MemoryOp.MACHPHYS_MAPPING, SPOKEN) == 0
-    assert struct.unpack("<III", board.spoken[:12]) == (0xF580_0000, 0xF680_0000, (16 << 20) // 4 - 1)
 
 
 @pytest.mark.parametrize(
