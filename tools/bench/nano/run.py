@@ -100,9 +100,10 @@ def main(words: list[str]) -> int:
     # The empty loop first: the others are measured without it.
     order = [EMPTY, *(b for b in chosen if b is not EMPTY)]
     with tempfile.TemporaryDirectory() as folder:
-        machines = columns(Path(folder), tuple(options.modes))
+        modes = adams_agesen.COLUMNS if options.adams_agesen is not None else tuple(options.modes)
+        machines = columns(Path(folder), modes)
         if options.adams_agesen is not None:
-            machines = tuple(m for m in machines if m.name in adams_agesen.OURS.values())
+            machines = tuple(m for m in machines if m.name in adams_agesen.COLUMNS)
         results = measure(order, machines, max(1, options.rounds), not options.markdown)
     if options.adams_agesen is not None:
         beside = adams_agesen.grid(results)

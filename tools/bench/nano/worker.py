@@ -2,9 +2,9 @@
 
     python -m tools.bench.nano.worker IMAGE COLUMN ITERATIONS CODE
 
-IMAGE is a pickled guest, COLUMN is `bare` or a mode, ITERATIONS 0 asks to find the number and to count exits. A
-process of its own because the speed of a loop depends on where the engine's memory lies, and because a guest that
-brings the engine down must not take the table with it.
+IMAGE is a pickled guest, COLUMN is `bare`, a mode or `hvm-shadow`, ITERATIONS 0 asks to find the number and to count
+exits. A process of its own because the speed of a loop depends on where the engine's memory lies, and because a guest
+that brings the engine down must not take the table with it.
 
 The hard part is to keep what happens once (imports, translation, the first exit of each kind) out of the figure:
 it is the slope between two numbers of iterations (`results`), each at the best of several runs.
@@ -25,9 +25,10 @@ from tools.bench import baseline
 from tools.bench.nano.images import MEMORY, with_iterations
 from vmm.errors import VmmError
 from vmm.image.image import Image
-from vmm.vm import VirtualMachine
+from vmm.vm import VirtualMachine, hardware
 
 BARE = "bare"
+SHADOWED = "hvm-shadow"  # hvm with shadow page tables instead of nested ones
 LONG = 0.06  # seconds of a run that is long enough to be measured
 RUNS = 3
 MOST = 1 << 30  # iterations
@@ -67,7 +68,10 @@ def run_in(
     `watch` gets the machine before it runs.
     """
     try:
-        vm = VirtualMachine(with_iterations(image, iterations), mode, memory=MEMORY, clock="host")
+        attach = hardware(memory_virtualization="shadow") if mode == SHADOWED else None
+        name = "hvm" if mode == SHADOWED else mode
+        guest = with_iterations(image, iterations)
+        vm = VirtualMachine(guest, name, memory=MEMORY, clock="host", attach=attach)
         watch(vm)
         started = time.process_time()
         result = vm.run()
