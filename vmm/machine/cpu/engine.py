@@ -25,7 +25,7 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import signatures as sig
 from vmm.machine.cpu import stub, walker
 from vmm.machine.cpu.collapse import TLB_MODE, Watch
-from vmm.machine.cpu.handler import FETCH, PROT_EXEC, READ, WRITE, Handler, Stop
+from vmm.machine.cpu.handler import FETCH, PROT_EXEC, PROT_READ, PROT_WRITE, READ, WRITE, Handler, Stop
 from vmm.machine.cpu.mend import mend
 from vmm.machine.cpu.site_hooks import SiteHooks
 from vmm.machine.cpu.state import CpuState
