@@ -31,9 +31,12 @@ from vmm.machine.cpu.site_hooks import SiteHooks
 from vmm.machine.cpu.state import CpuState
 from vmm.machine.cpu.verify import PAGE, TlbEntry, context_bytes, open_engine, u64_at, verify_once
 
+__all__ = [
+    "FETCH", "INTERCEPT", "PROT_EXEC", "PROT_READ", "PROT_WRITE", "READ", "WRITE", "Engine", "Handler", "Stop"
+]  # fmt: skip
+
 NO_EXCEPTION = 0xFFFFFFFF
 _DB, _UD, _PF = 1, 6, 14
-__all__ = ["FETCH", "INTERCEPT", "PROT_EXEC", "PROT_READ", "PROT_WRITE", "READ", "WRITE", "Engine", "Handler", "Stop"]
 INTERCEPT = 0x100  # what the engine adds to the code of a #VMEXIT
 _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
 _REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
