@@ -83,6 +83,12 @@ class Memory:
         if self.on_host_write is not None:
             self.on_host_write(address, size)
 
+    def store(self, address: int, data: bytes) -> None:
+        """Write bytes within a page of RAM, as the CPU would store them."""
+        self.bytes[address : address + len(data)] = data
+        if self.on_host_write is not None:
+            self.on_host_write(address, len(data))
+
     def load(self, address: int, data: bytes) -> None:
         """Place an image's bytes; the caller has checked that they fit."""
         self.bytes[address : address + len(data)] = data

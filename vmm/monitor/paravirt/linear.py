@@ -5,7 +5,7 @@ Source: Xen's behaviour for a 32-bit guest: what lies in the hypervisor's part o
 
 from __future__ import annotations
 
-from vmm.machine.memory import PAGE
+from vmm.machine.memory import PAGE, Memory
 from vmm.machine.paging import PageFault
 from vmm.machine.processor import Linear
 from vmm.monitor.paravirt.abi.errors import Errno, Refused
@@ -15,12 +15,18 @@ from vmm.monitor.paravirt.abi.memory import HYPERVISOR_VIRT_START
 class LinearMemory:
     """`GuestMemory` through the page tables in force."""
 
-    def __init__(self, linear: Linear) -> None:
-        self._linear = linear
+    def __init__(self, linear: Linear, memory: Memory) -> None:
+        self._linear, self._memory = linear, memory
 
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes at a linear address; raises `Refused(EFAULT)`."""
         self._check(address, size)
+        if (address & PAGE - 1) + size <= PAGE:
+            try:
+                start = self._linear.translate(address, write=False, user=False).frame | address & PAGE - 1
+            except PageFault as fault:
+                raise Refused(Errno.EFAULT, str(fault)) from None
+            return self._memory.bytes[start : start + size].tobytes()
         data = bytearray()
         try:
             while len(data) < size:
@@ -33,7 +39,15 @@ class LinearMemory:
 
     def write(self, address: int, data: bytes) -> None:
         """Store bytes; raises `Refused(EFAULT)`, the pages before the bad one being written."""
-        self._check(address, len(data))
+        size = len(data)
+        self._check(address, size)
+        if (address & PAGE - 1) + size <= PAGE:  # hot: the frame of a trap
+            try:
+                frame = self._linear.translate(address, write=True, user=False).frame
+            except PageFault as fault:
+                raise Refused(Errno.EFAULT, str(fault)) from None
+            self._memory.store(frame | address & PAGE - 1, data)
+            return
         done = 0
         try:
             while done < len(data):

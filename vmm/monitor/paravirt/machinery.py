@@ -17,6 +17,7 @@ from vmm.monitor.paravirt.events import EventChannels
 from vmm.monitor.paravirt.frames import FrameType, MachineFrames
 from vmm.monitor.paravirt.grants import GrantTable
 from vmm.monitor.paravirt.linear import LinearMemory
+from vmm.monitor.paravirt.loads import Segments
 from vmm.monitor.paravirt.mmu import DirectPaging
 from vmm.monitor.paravirt.shared import SharedInfo
 from vmm.monitor.paravirt.store import Store
@@ -35,8 +36,8 @@ class Domain:
     ) -> None:
         self.machine, self.frames, self.paging, self.shared = machine, frames, paging, shared
         self.vcpu = VirtualCpu()
-        self.guest = LinearMemory(machine.linear)
-        self.traps = Traps(machine, self.vcpu, shared, self.guest)
+        self.guest = LinearMemory(machine.linear, machine.memory)
+        self.traps = Traps(machine, self.vcpu, shared, self.guest, Segments(paging))
         self.events = EventChannels(shared, DOMAIN_ID)
         self.events.raised = self._raised
         self.time = DomainTime(machine.now, lambda: self.events.raise_virq(Virq.TIMER))

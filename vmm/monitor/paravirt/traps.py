@@ -13,21 +13,22 @@ Sources: Xen's public header arch-x86/xen-x86_32.h; Xen's behaviour for 32-bit g
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmm.errors import GuestError
-from vmm.isa.descriptors import RPL, Descriptor
+from vmm.isa.descriptors import RPL
 from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector, name
 from vmm.isa.words import EFlags, SelectorError
 from vmm.machine.cpu import layout as at
 from vmm.machine.delivery import Fault
 from vmm.machine.machine import Machine
-from vmm.machine.paging import PageFault
 from vmm.machine.processor import BareProcessor
 from vmm.monitor.paravirt.abi.errors import Refused
 from vmm.monitor.paravirt.abi.memory import VmAssist
 from vmm.monitor.paravirt.guest import GuestMemory
+from vmm.monitor.paravirt.loads import Segment, Segments
 from vmm.monitor.paravirt.shared import SharedInfo
 from vmm.monitor.paravirt.vcpu import Handler, VirtualCpu
 
@@ -37,6 +38,7 @@ _RETURNED = (
     | EFlags.NT | EFlags.RF | EFlags.AC | EFlags.ID
 )  # fmt: skip
 _DATA_SEGMENTS = (at.DS, at.ES, at.FS, at.GS)
+_WORDS = [f"<{count}I" for count in range(16)]
 _NESTED = 8  # faulting returns in a row: each pushes another frame, and none of them will end it
 
 
@@ -58,9 +60,11 @@ class Frame:
 class Traps:
     """How `vcpu`'s guest gets its exceptions, events and failsafe callbacks."""
 
-    def __init__(self, machine: Machine, vcpu: VirtualCpu, shared: SharedInfo, guest: GuestMemory) -> None:
+    def __init__(
+        self, machine: Machine, vcpu: VirtualCpu, shared: SharedInfo, guest: GuestMemory, segments: Segments
+    ) -> None:
         self._machine, self._state = machine, machine.state
-        self._vcpu, self._shared, self._guest = vcpu, shared, guest
+        self._vcpu, self._shared, self._guest, self._segments = vcpu, shared, guest, segments
         self.processor = BareProcessor(machine.state, machine.linear)
         self.mark_accessed: Callable[[int], None] = lambda _selector: None  # of a descriptor that was loaded
 
@@ -129,15 +133,12 @@ class Traps:
         selectors = tuple(state.selector(segment) for segment in _DATA_SEGMENTS)
         bad = False
         for segment, selector in zip(_DATA_SEGMENTS, selectors, strict=True):
-            descriptor = None if selector & ~RPL == 0 else self._descriptor(selector)
-            if selector & ~RPL and not _loadable(descriptor, selector, state.cpl):
+            found = None if selector & ~RPL == 0 else self._segments.find(selector)
+            if selector & ~RPL and not _loadable(found, selector, state.cpl):
                 bad = True
                 state.load_null(segment)
-            elif descriptor is not None:
-                state.load_segment(
-                    segment, selector, descriptor.base, descriptor.limit, descriptor.high | 1 << 8
-                )
-                self.mark_accessed(selector)
+            elif found is not None:
+                self._load_segment(segment, selector, found)
         if bad:
             self.failsafe((selectors[0], selectors[1], selectors[2], selectors[3]))
 
@@ -195,15 +196,14 @@ class Traps:
         frame.eflags &= ~_CLEARED
 
     def _push(self, ss: int, esp: int, words: list[int]) -> None:
-        stack = self._descriptor(ss)
-        if stack is None or not stack.present or not stack.is_writable_data:
+        stack = self._segments.find(ss) if ss & ~RPL else None
+        if stack is None or not stack.present or not stack.is_stack:
             raise GuestError(
                 f"a trap at EIP {self._state.eip:#x} finds no kernel stack: SS {ss:#x} is none; "
                 "call stack_switch with a good one"
             )
-        data = b"".join((word & 0xFFFFFFFF).to_bytes(4, "little") for word in words)
         try:
-            self._guest.write(stack.base + esp & 0xFFFFFFFF, data)
+            self._guest.write(stack.base + esp & 0xFFFFFFFF, struct.pack(_WORDS[len(words)], *words))
         except Refused:
             raise GuestError(
                 f"a trap at EIP {self._state.eip:#x} cannot be pushed on the kernel stack at {esp:#x}: "
@@ -231,34 +231,37 @@ class Traps:
         )
 
     def _load(self, frame: Frame) -> None:
+        """What an IRET does: checks, CS and SS, flags; raises `Fault`."""
         state = self._state
         ring = frame.cs & RPL
-        code = self._descriptor(frame.cs)
-        error = frame.cs & (SelectorError.INDEX | SelectorError.TI)
-        if not frame.cs & ~RPL or code is None or not code.is_code or not ring:
-            raise Fault(Vector.GP, error)
-        if code.dpl > ring if code.is_conforming else code.dpl != ring:
-            raise Fault(Vector.GP, error)
-        if not code.present:
-            raise Fault(Vector.NP, error)
-        stack = self._descriptor(frame.ss)
-        error = frame.ss & (SelectorError.INDEX | SelectorError.TI)
-        if not frame.ss & ~RPL or stack is None or not stack.is_writable_data:
-            raise Fault(Vector.GP, error)
-        if frame.ss & RPL != ring or stack.dpl != ring:
-            raise Fault(Vector.GP, error)
-        if not stack.present:
-            raise Fault(Vector.SS, error)
+        code, stack = self._checked(frame.cs, frame.ss)
         outward = ring > state.cpl
-        state.load_segment(at.SS, frame.ss, stack.base, stack.limit, stack.high | 1 << 8)
-        state.load_segment(at.CS, frame.cs, code.base, code.limit, code.high | 1 << 8)
-        self.mark_accessed(frame.ss)
-        self.mark_accessed(frame.cs)
+        self._load_segment(at.SS, frame.ss, stack)
+        self._load_segment(at.CS, frame.cs, code)
         state.eflags = frame.eflags & ~(EFlags.IOPL | EFlags.VM) | EFlags.IF
         state.esp, state.eip = frame.esp, frame.eip
         state.inhibited = False
         if outward:
             self._drop_inner_segments(ring)
+
+    def _checked(self, cs: int, ss: int) -> tuple[Segment, Segment]:
+        """Code and stack segment that may be returned to; raises `Fault`."""
+        ring = cs & RPL
+        code = self._segments.find(cs) if cs & ~RPL else None
+        error = cs & (SelectorError.INDEX | SelectorError.TI)
+        if code is None or not code.is_code or not ring:
+            raise Fault(Vector.GP, error)
+        if code.dpl > ring if code.is_conforming else code.dpl != ring:
+            raise Fault(Vector.GP, error)
+        if not code.present:
+            raise Fault(Vector.NP, error)
+        stack = self._segments.find(ss) if ss & ~RPL else None
+        error = ss & (SelectorError.INDEX | SelectorError.TI)
+        if stack is None or not stack.is_stack or ss & RPL != ring or stack.dpl != ring:
+            raise Fault(Vector.GP, error)
+        if not stack.present:
+            raise Fault(Vector.SS, error)
+        return code, stack
 
     def _drop_inner_segments(self, ring: int) -> None:
         """An IRET to an outer ring leaves no data segment behind that this ring may not have."""
@@ -269,15 +272,14 @@ class Traps:
             if state.selector(segment) & ~RPL and not conforming and flags >> 13 & 3 < ring:
                 state.load_null(segment)
 
-    def _descriptor(self, selector: int) -> Descriptor | None:
-        try:
-            return self.processor.descriptor(selector)
-        except PageFault:
-            return None
+    def _load_segment(self, register: int, selector: int, found: Segment) -> None:
+        self._state.load_segment(register, selector, found.base, found.limit, found.flags)
+        if not found.accessed:
+            self.mark_accessed(selector)
 
 
-def _loadable(descriptor: Descriptor | None, selector: int, cpl: int) -> bool:
+def _loadable(found: Segment | None, selector: int, cpl: int) -> bool:
     """Whether a data segment register may be loaded (SDM volume 2B, MOV)."""
-    if descriptor is None or not descriptor.is_readable or not descriptor.present:
+    if found is None or not found.is_readable or not found.present:
         return False
-    return descriptor.is_conforming or max(cpl, selector & RPL) <= descriptor.dpl
+    return found.is_conforming or max(cpl, selector & RPL) <= found.dpl
