@@ -138,6 +138,12 @@ QUESTIONS = (
     (MemoryOp.MACHINE_MEMORY_MAP, b"", Errno.EPERM),
     (MemoryOp.ADD_TO_PHYSMAP, struct.pack("<HHIII", DOMID_SELF, 0, 0, 0, 0), Errno.EACCES),
     (MemoryOp.ADD_TO_PHYSMAP, struct.pack("<HHIII", DOMID_SELF, 0, 4, 0, 0), Errno.ENOSYS),
+    (MemoryOp.ADD_TO_PHYSMAP_BATCH, struct.pack("<HHHHIII", DOMID_SELF, 0, 1, 0, 0, 0, 0), Errno.EACCES),
+    (MemoryOp.ADD_TO_PHYSMAP_BATCH, struct.pack("<HHHHIII", DOMID_SELF, 3, 1, 0, 0, 0, 0), Errno.EOPNOTSUPP),
+    (MemoryOp.ADD_TO_PHYSMAP_BATCH, struct.pack("<HHHHIII", 7, 0, 1, 0, 0, 0, 0), Errno.ESRCH),
+    (MemoryOp.SET_MEMORY_MAP, struct.pack("<HxxII", 7, 1, SPOKEN), Errno.ESRCH),
+    (MemoryOp.SET_MEMORY_MAP, struct.pack("<HxxII", DOMID_SELF, 1025, SPOKEN), Errno.EINVAL),
+    (MemoryOp.SET_MEMORY_MAP, struct.pack("<HxxII", DOMID_SELF, 1, 0x5000_0000), Errno.EFAULT),
     (MemoryOp.REMOVE_FROM_PHYSMAP, struct.pack("<HxxI", DOMID_SELF, 0), Errno.EACCES),
     (60, b"", Errno.ENOSYS),
 )
@@ -158,3 +164,17 @@ def test_where_the_machine_to_physical_table_is(board: Board) -> None:
     """XENMEM_machphys_mapping: start, end, and the last frame that it could have."""
     assert board.paging.memory_op(board.guest, MemoryOp.MACHPHYS_MAPPING, SPOKEN) == 0
     assert struct.unpack("<III", board.spoken[:12]) == (0xF580_0000, 0xF680_0000, (16 << 20) // 4 - 1)
+
+
+def test_a_domain_sets_its_memory_map_and_reads_it(board: Board) -> None:
+    """What SET_MEMORY_MAP says, MEMORY_MAP shows, as many rows as there is room for, and says how many."""
+    rows = ((0, 0xA0000, 1), (0x100000, 0x300000, 1), (0xF000_0000, 0x1000, 2))
+    board.spoken[64 : 64 + 60] = b"".join(struct.pack("<QQI", *row) for row in rows)
+    where = board.say(struct.pack("<HxxII", DOMID_SELF, 3, SPOKEN + 64))
+    assert board.paging.memory_op(board.guest, MemoryOp.SET_MEMORY_MAP, where) == 0
+    for room, shown in ((2, 2), (9, 3)):
+        where = board.say(struct.pack("<II", room, SPOKEN + 256))
+        assert board.paging.memory_op(board.guest, MemoryOp.MEMORY_MAP, where) == 0
+        assert struct.unpack("<II", board.spoken[:8]) == (shown, SPOKEN + 256)
+        found = struct.iter_unpack("<QQI", board.spoken[256 : 256 + 20 * shown])
+        assert tuple(found) == rows[:shown]

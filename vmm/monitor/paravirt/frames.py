@@ -40,6 +40,7 @@ class FrameType(IntEnum):
     WRITABLE = 7
 
 
+_ROLES = {int(kind): kind for kind in FrameType}  # quicker than to make one of a number
 PAGE_TABLES = frozenset((FrameType.L1, FrameType.L2, FrameType.L3))
 
 PINNED, VALIDATED, XEN_L2, ALLOCATED, SHARED = 1, 2, 4, 8, 16
@@ -245,7 +246,7 @@ class MachineFrames:
 
         A page table that nothing uses as one is no longer known to be good; what it refers to is let go of.
         """
-        kind, flags = FrameType(self.types[mfn]), self.flags[mfn]
+        kind, flags = _ROLES[self.types[mfn]], self.flags[mfn]
         assert self.type_counts[mfn] and flags & VALIDATED, f"frame {mfn:#x} has no role to let go of"
         is_linear = parent is not None and self.types[parent] == kind
         if self.type_counts[mfn] == 1:
@@ -277,7 +278,7 @@ class MachineFrames:
     def is_locked_as(self, mfn: int) -> FrameType:
         """The role that a frame is in use in now, and known to be good for; NONE if there is none."""
         if self.type_counts[mfn] and self.flags[mfn] & VALIDATED:
-            return FrameType(self.types[mfn])
+            return _ROLES[self.types[mfn]]
         return FrameType.NONE
 
     def use_linearly(self, mfn: int, parent: int, kind: FrameType) -> bool:

@@ -22,6 +22,7 @@ from vmm.monitor.paravirt.abi.errors import Errno, Refused
 from vmm.monitor.paravirt.abi.memory import (
     DOMID_XEN,
     FIRST_RESERVED_GDT_PAGE,
+    UPDATE,
     VMASST_DISABLE,
     VMASST_ENABLE,
     MmuUpdate,
@@ -151,7 +152,7 @@ class DirectPaging:
                 upper = True
 
         try:
-            self.domain.batch(guest, requests, Update.LAYOUT.size, count, done, foreign, act)
+            self.domain.batch(guest, requests, UPDATE.size, count, done, foreign, act)
         finally:
             if upper:
                 self.domain.flush()

@@ -55,7 +55,6 @@ class PageTables:
         frames.release[FrameType.L2] = self._release_l2
         frames.release[FrameType.L3] = self._release_l3
         self._changes: dict[FrameType, Callable[[int, int, int, int, bool], None]] = {
-            FrameType.L1: self.update_l1,
             FrameType.L2: self._update_l2,
             FrameType.L3: self._update_l3,
         }
@@ -202,11 +201,13 @@ class PageTables:
         """
         mfn, slot = address >> 12, address >> 3 & 511
         level = self._frames.is_locked_as(mfn)
+        if level == FrameType.L1:
+            self._update_l1(mfn, slot, value, owner, preserve)
+            return level
         change = self._changes.get(level)
         if change is None:
             return FrameType.NONE
-        domain = self._frames.owners[mfn]
-        if level != FrameType.L1 and owner != domain:
+        if owner != self._frames.owners[mfn]:
             raise Refused(Errno.EINVAL, "a table of another domain's frames")
         # While its entry changes a table is not to lose its role, whatever the old entry held on to.
         self._frames.get_type(mfn, level, self._frames.flags[mfn] & XEN_L2)
@@ -216,7 +217,7 @@ class PageTables:
             self._frames.put_type(mfn)
         return level
 
-    def update_l1(self, mfn: int, slot: int, value: int, owner: int, preserve: bool = False) -> None:
+    def _update_l1(self, mfn: int, slot: int, value: int, owner: int, preserve: bool) -> None:
         domain, old = self._frames.owners[mfn], self._memory.quads[mfn * ENTRIES + slot]
         if value & P:
             if value & L1_DISALLOWED:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from vmm.monitor.paravirt.abi.errors import Errno, Refused
 from vmm.monitor.paravirt.abi.memory import (
     ADD_TO_PHYSMAP,
+    ADD_TO_PHYSMAP_BATCH,
     DOMAIN_ID,
     E820_ENTRY,
     EXCHANGE_SIZE,
@@ -29,6 +30,7 @@ from vmm.monitor.paravirt.abi.memory import (
     MEMOP_EXTENT_SHIFT,
     MEMORY_MAP,
     REMOVE_FROM_PHYSMAP,
+    SET_MEMORY_MAP,
     MemoryOp,
     Reservation,
 )
@@ -38,6 +40,11 @@ from vmm.monitor.paravirt.guest import GuestMemory
 MAX_ORDER = 9  # of an extent, for a domain without privileges
 _MAX_EXTENTS = 0xFFFF_FFFF >> MEMOP_EXTENT_SHIFT
 _GMFN_RANGE, _GMFN_FOREIGN = 3, 4  # XENMAPSPACE_*
+MAX_RANGES = 1024  # of a memory map
+_CONTINUED = frozenset((
+    MemoryOp.INCREASE_RESERVATION, MemoryOp.DECREASE_RESERVATION, MemoryOp.POPULATE_PHYSMAP,
+    MemoryOp.ADD_TO_PHYSMAP, MemoryOp.ADD_TO_PHYSMAP_BATCH,
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,10 @@ class Reservations:
             MemoryOp.MEMORY_MAP: self._memory_map,
             MemoryOp.MACHINE_MEMORY_MAP: self._privileged,
             MemoryOp.ADD_TO_PHYSMAP: self._add_to_physmap,
+            MemoryOp.SET_MEMORY_MAP: self._set_memory_map,
+            MemoryOp.ADD_TO_PHYSMAP_BATCH: self._add_to_physmap_batch,
             MemoryOp.REMOVE_FROM_PHYSMAP: self._remove_from_physmap,
         }
-        self._extents = frozenset(
-            (MemoryOp.INCREASE_RESERVATION, MemoryOp.DECREASE_RESERVATION, MemoryOp.POPULATE_PHYSMAP)
-        )
 
     def call(self, guest: GuestMemory, command: int, argument: int) -> int:
         """`command` carries in its upper bits how many extents of a continued call are done."""
@@ -82,7 +88,7 @@ class Reservations:
         row = self._rows.get(number)
         if row is None:
             raise Refused(Errno.ENOSYS, f"memory operation {number}")
-        if start and number not in self._extents and number != MemoryOp.ADD_TO_PHYSMAP:
+        if start and number not in _CONTINUED:
             raise Refused(Errno.EINVAL, "a call that is never continued")
         return row(guest, argument, start)
 
@@ -259,6 +265,16 @@ class Reservations:
         guest.write(argument, MEMORY_MAP.pack(len(ranges), buffer))
         return 0
 
+    def _set_memory_map(self, guest: GuestMemory, argument: int, _start: int) -> int:
+        """A domain may set its own."""
+        domain, count, buffer = SET_MEMORY_MAP.unpack(guest.read(argument, SET_MEMORY_MAP.size))
+        if count > MAX_RANGES:
+            raise Refused(Errno.EINVAL, f"{count} ranges in a memory map")
+        self._same_domain(domain)
+        data = guest.read(buffer, count * E820_ENTRY.size)
+        self.memory_map = tuple(MemoryRange(*row) for row in E820_ENTRY.iter_unpack(data))
+        return 0
+
     # What is not for such a domain
 
     def _privileged(self, _guest: GuestMemory, _argument: int, _start: int) -> int:
@@ -270,6 +286,16 @@ class Reservations:
         domain, _, space, _, _ = ADD_TO_PHYSMAP.unpack(guest.read(argument, ADD_TO_PHYSMAP.size))
         if space == _GMFN_FOREIGN:
             raise Refused(Errno.ENOSYS, "a foreign frame")
+        self._same_domain(domain)
+        raise Refused(Errno.EACCES, "the domain's physical memory is not translated")
+
+    def _add_to_physmap_batch(self, guest: GuestMemory, argument: int, start: int) -> int:
+        if start > 0xFFFF:
+            raise Refused(Errno.EDOM, "more pages than the call can have")
+        data = guest.read(argument, ADD_TO_PHYSMAP_BATCH.size)
+        domain, space, *_ = ADD_TO_PHYSMAP_BATCH.unpack(data)
+        if space == _GMFN_RANGE:
+            raise Refused(Errno.EOPNOTSUPP, "a range of frames")
         self._same_domain(domain)
         raise Refused(Errno.EACCES, "the domain's physical memory is not translated")
 

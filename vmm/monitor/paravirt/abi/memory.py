@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 # The layout of the address space (xen-x86_32.h), and what of it is in the fourth gigabyte's directory.
 HYPERVISOR_VIRT_START = 0xF580_0000
@@ -30,7 +30,7 @@ DOMID_IO, DOMID_XEN, DOMID_COW, DOMID_INVALID = 0x7FF1, 0x7FF2, 0x7FF3, 0x7FF4
 
 
 class MmuUpdate(IntEnum):
-    """What the low two bits of `ptr` ask for, in a `struct mmu_update`."""
+    """What the low three bits of `ptr` ask for, in a `struct mmu_update`."""
 
     NORMAL_PT_UPDATE = 0
     MACHPHYS_UPDATE = 1
@@ -120,21 +120,21 @@ MEMF_POPULATE_ON_DEMAND = 1 << 16
 E820_RAM = 1
 
 
-@dataclass(frozen=True)
-class Update:
-    """`struct mmu_update`: a machine address whose low two bits are a `MmuUpdate`, and a value."""
+UPDATE = struct.Struct("<QQ")
+
+
+class Update(NamedTuple):
+    """`struct mmu_update`: a machine address whose low three bits are a `MmuUpdate`, and a value."""
 
     ptr: int
     value: int
 
-    LAYOUT: ClassVar = struct.Struct("<QQ")
-
     @classmethod
     def unpack(cls, data: bytes) -> Update:
-        return cls(*cls.LAYOUT.unpack(data))
+        return cls(*UPDATE.unpack(data))
 
     def __bytes__(self) -> bytes:
-        return self.LAYOUT.pack(self.ptr, self.value)
+        return UPDATE.pack(self.ptr, self.value)
 
 
 @dataclass(frozen=True)
@@ -185,4 +185,6 @@ MEMORY_MAP = struct.Struct("<II")  # nr_entries, buffer
 E820_ENTRY = struct.Struct("<QQI")  # address, size, type
 DOMAIN_ID = struct.Struct("<H")
 ADD_TO_PHYSMAP = struct.Struct("<HHIII")  # domid, size, space, idx, gpfn
+ADD_TO_PHYSMAP_BATCH = struct.Struct("<HHHHIII")  # domid, space, size, foreign domid, idxs, gpfns, errs
+SET_MEMORY_MAP = struct.Struct("<H2xII")  # domid, nr_entries, buffer
 REMOVE_FROM_PHYSMAP = struct.Struct("<H2xI")  # domid, gpfn
