@@ -166,6 +166,16 @@ def test_what_modes_do_with_a_line_is_told(vmm: Cli, lines: Path) -> None:
     assert re.search(r"bt\s+in the cache: a store to the virtual IF, no exit", block)
 
 
+def test_an_intercept_that_was_asked_for_is_told_as_such(vmm: Cli) -> None:
+    """What a hardware guest does by itself, it does by an exit where the user wants to see it."""
+    words = ("--mode", "hvm", "--explain")
+    vmm("run", GUESTS / "processes.asm", *words, "--intercept", "cr3")
+    block = vmm.err.partition("mov cr3, %1\n")[2].split("\n\n")[0]
+    assert "VMEXIT_CR3_WRITE" in block and "intercepted, since that was asked for" in block
+    vmm("run", GUESTS / "processes.asm", *words)
+    assert "mov cr3" not in vmm.err and "since that was asked for" not in vmm.err
+
+
 def test_a_guest_without_source_is_told_by_address(vmm: Cli, lines: Path) -> None:
     """An ELF's lines are addresses and instructions, a flat binary's as well."""
     elf = vmm.folder / "guest.elf"

@@ -19,7 +19,7 @@ from vmm.events import ExitRow, ExitTable
 from vmm.image.image import Image, Segment, SourceLine
 from vmm.isa.classify import Classified, classify
 from vmm.isa.decode import MAX_LENGTH
-from vmm.isa.modes import Act, acts_of, acts_upon
+from vmm.isa.modes import INTERCEPTED, Act, acts_of, acts_upon
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.engine import Stop
 from vmm.machine.machine import Machine
@@ -172,7 +172,12 @@ class Costly:
         acts = acts_of(self.classified.row)
         reason = max(self.exits.rows, key=lambda reason: self.exits.rows[reason].nanoseconds)
         own = acts[mode].exit if mode in acts else ""
-        return acts if own and reason.startswith(own) else acts_upon(reason) or acts
+        if own and reason.startswith(own):
+            return acts
+        upon = acts_upon(reason)
+        if upon is None and reason.startswith(INTERCEPTED.exit):
+            return acts | {mode: INTERCEPTED}
+        return upon or acts
 
 
 def costliest(sites: Iterable[Site], image: Image, count: int) -> list[Costly]:

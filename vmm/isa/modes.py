@@ -40,6 +40,8 @@ def acts_upon(reason: str) -> dict[str, Act] | None:
     return next((acts for start, acts in _REASONS.items() if reason.startswith(start)), None)
 
 
+INTERCEPTED = Act("intercepted, since that was asked for: an exit, and then what the CPU would have done", "VMEXIT_")
+
 _EXECUTES = Act("executes")
 _NO_SUCH = Act("#UD, as in every mode: this processor does not have it", "exception #UD")
 _OWN_RING = Act("executes in the guest's own ring 0, not intercepted")
