@@ -335,10 +335,10 @@ def _blame(reference: Side, other: Side, mode: str, low: int) -> Divergence:
 
 
 def _is_explained(mode: str, classified: Classified, before: Mapping[str, int]) -> bool:
-    """Whether theory says that this instruction may make a difference in this mode."""
+    """Whether theory says that this instruction may make a difference in this mode: in others none may."""
     if mode == "bt":
         return classified.name in SEEN_BY_PROCESSES and before["cs"] & RPL == USER_RING
-    return classified.kind is Kind.CRITICAL
+    return mode == "trap" and classified.kind is Kind.CRITICAL
 
 
 def _handler(machine: Machine, events: list[Event]) -> int | None:

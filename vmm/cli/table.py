@@ -71,11 +71,13 @@ def lines_of(comparison: Comparison, modes: list[str]) -> list[Line]:
 def notes_of(comparison: Comparison) -> list[str]:
     """A sentence for each mode that is not there, and for each that is not like the others."""
     notes = [f"{mode}: {printable(why)}." for mode, why in comparison.absent.items()]
+    plain = next((run.image for run in comparison.runs if run.by_state), None)
     for run in comparison.runs:
         if run.by_state:
             continue
         lines = "" if run.changed is None else f"{run.changed} of {run.changed.of:,} lines, "
-        what = f"another build, {lines}{run.image:,} bytes: console and end can be compared, no state"
+        size = f"{run.image:,} bytes" + (f" for {plain:,}" if plain is not None else "")
+        what = f"another build, {lines}{size}: console and end are compared"
         notes.append(f"{run.result.mode}: {what}.")
     return notes
 
