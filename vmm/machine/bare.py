@@ -31,7 +31,7 @@ _CR0_TLB = CR0.PG | CR0.WP | CR0.PE
 _CR4_KNOWN = CR4.TSD | CR4.DE | CR4.PSE | CR4.PGE | CR4.OSFXSR | CR4.OSXMMEXCPT
 _CR4_TLB = CR4.PSE | CR4.PGE
 
-_TSC, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x10, 0x174, 0x175, 0x176
+TSC, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x10, 0x174, 0x175, 0x176
 _MSR_FIELDS = {
     _SYSENTER_CS: at.SYSENTER_CS, _SYSENTER_ESP: at.SYSENTER_ESP, _SYSENTER_EIP: at.SYSENTER_EIP
 }  # fmt: skip
@@ -257,14 +257,14 @@ class Bare:
 
     def read_msr(self, number: int) -> int:
         """Raises #GP(0) for a register that this processor does not have."""
-        if number == _TSC:
+        if number == TSC:
             return self.machine.tsc()
         if number in _MSR_FIELDS:
             return self.state.word(_MSR_FIELDS[number])
         raise Fault(Vector.GP, 0)
 
     def write_msr(self, number: int, value: int) -> None:
-        if number == _TSC:
+        if number == TSC:
             clock = self.machine.clock.state
             clock.tsc_offset = value - (self.machine.tsc() - clock.tsc_offset) & (1 << 64) - 1
         elif number in _MSR_FIELDS:

@@ -103,6 +103,7 @@ class Machine:
         self.run_state = Run()
         self._alarm: Alarm | None = None
         self.interrupt_pending = False
+        self.guest_tsc_offset = 0  # what VMRUN adds to the counter, while a guest is on the processor
         self._control: Control | None = None
         self.bus = PortBus()
         self.devices = Devices(
@@ -140,7 +141,7 @@ class Machine:
 
     def tsc(self) -> int:
         """The time-stamp counter: 100 MHz of guest time."""
-        return self.now() // 10 + self.clock.state.tsc_offset & (1 << 64) - 1
+        return self.now() // 10 + self.clock.state.tsc_offset + self.guest_tsc_offset & (1 << 64) - 1
 
     # Ending and watching
 

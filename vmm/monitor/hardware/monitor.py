@@ -22,7 +22,7 @@ from vmm.isa.decode import Instruction
 from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
 from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector
 from vmm.isa.words import CR0, EFlags
-from vmm.machine.bare import Bare
+from vmm.machine.bare import TSC, Bare
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
 from vmm.machine.cpu.engine import FETCH, READ, WRITE
@@ -358,6 +358,15 @@ class HardwareMonitor(Bare):
             case 0x0F32:
                 return msr in policy.msr_reads or msr not in EVERY_MSR
         return False
+
+    def write_msr(self, number: int, value: int) -> None:
+        """The guest's counter is its own: what it writes there becomes the VMCB's offset."""
+        if number != TSC:
+            super().write_msr(number, value)
+            return
+        machine = self.machine
+        offset = value - (machine.tsc() - machine.guest_tsc_offset) & (1 << 64) - 1
+        self.host.vmcb.tsc_offset = machine.guest_tsc_offset = offset
 
     def load_control_register(self, number: int, value: int) -> None:
         """An intercepted MOV to CR0, CR2, CR3 or CR4. Raises `Fault`."""

@@ -79,6 +79,7 @@ class World:
         """Complete a #VMEXIT: the guest's state into the VMCB, the host's into the processor."""
         self._save()
         self._state.view[_SYSTEM] = self._image
+        self._machine.guest_tsc_offset = 0
 
     def enter(self, event: int = 0) -> bool:
         """VMRUN, up to before the guest's next instruction; False where the event could not be delivered.
@@ -105,6 +106,7 @@ class World:
         meter.budget, meter.poll = budget, poll
         state.set_word(at.A20_MASK, mask)
         state.inhibited = bool(vmcb.interrupt_shadow)
+        machine.guest_tsc_offset = vmcb.tsc_offset
         if state.words[_HFLAGS] & at.HF_GUEST and not self._delivering:
             vmcb.eventinj = 0
             return True
