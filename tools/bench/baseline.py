@@ -73,19 +73,20 @@ def raw_exit(count: int) -> float:
     return (time.perf_counter() - first[0]) / count
 
 
-def paged(image: Image) -> Uc:
+def paged(image: Image, executable: bool = False) -> Uc:
     """The image in bare Unicorn, in ring 0, behind PAE tables with NX: code to execute, the rest to write.
 
     That is how the monitors lay memory out, because stores into a page that may be executed are slow. `measure` to
     `finish` (symbols) is code; so is everything before `iterations`, on whose page the data begins. Like that it
-    is what a monitor could at best reach, and what nobody gets who maps memory in the usual way.
+    is what a monitor could at best reach, and what nobody gets who maps memory in the usual way: that is
+    `executable`, the same tables without NX.
     """
     uc = bare(b"")
     for segment in image.segments:
         uc.mem_write(segment.address, segment.data)
     first, last = min(image.entry, image.symbols["measure"]) & ~0xFFF, image.symbols["iterations"]
     entries = [
-        page | (_PRESENT if first <= page < last else _PRESENT | _WRITABLE | _NX)
+        page | (_PRESENT if first <= page < last else _PRESENT | _WRITABLE | (0 if executable else _NX))
         for page in range(0, MEMORY, 0x1000)
     ]
     tables = MEMORY - (MEMORY >> 12) * 8
@@ -103,9 +104,9 @@ def paged(image: Image) -> Uc:
     return uc
 
 
-def run_loop(image: Image) -> float:
+def run_loop(image: Image, executable: bool = False) -> float:
     """Seconds of processor time that `paged` needs from `measure` to `finish`."""
-    uc = paged(image)
+    uc = paged(image, executable)
     started = time.process_time()
     uc.emu_start(image.symbols["measure"], 0)
     return time.process_time() - started

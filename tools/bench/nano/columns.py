@@ -20,8 +20,11 @@ from typing import Protocol
 from tools.bench.nano import images
 from tools.bench.nano.catalogue import Benchmark
 from tools.bench.nano.emulators import PATIENCE, Bochs, Qemu
-from tools.bench.nano.worker import BARE, Sample
-from vmm.vm import UNMODIFIED
+from tools.bench.nano.worker import BARE, EXECUTABLE, SHADOWED, Sample
+from vmm.vm import MODES, UNMODIFIED
+
+BASELINES = {BARE: "bare Unicorn", EXECUTABLE: "executable pages"}
+OUR_MODES = (*MODES, SHADOWED)
 
 
 class Column(Protocol):
@@ -43,11 +46,11 @@ class Ours:
 
     def __init__(self, name: str, folder: Path, environment: Mapping[str, str]) -> None:
         self.name = name
-        self.title = "bare Unicorn" if name == BARE else name
+        self.title = BASELINES.get(name, name)
         self._folder, self._environment = folder, environment
 
     def absent(self, benchmark: Benchmark) -> str | None:
-        return None if benchmark.bare or self.name != BARE else ""
+        return None if benchmark.bare or self.name not in BASELINES else ""
 
     def sample(self, benchmark: Benchmark, iterations: int) -> Sample:
         path = self._folder / f"{benchmark.name}.image"
@@ -80,5 +83,5 @@ def columns(folder: Path, modes: tuple[str, ...] = ()) -> tuple[Column, ...]:
     """All of them, or those of some modes with what they are compared with; `folder` is for their files."""
     # As users have it: compiled modules are kept, so that only the first process compiles.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    ours = tuple(Ours(name, folder, environment) for name in (BARE, *(modes or UNMODIFIED)))
+    ours = tuple(Ours(name, folder, environment) for name in (*BASELINES, *(modes or (*UNMODIFIED, SHADOWED))))
     return (*ours, Qemu(folder), Bochs(folder))

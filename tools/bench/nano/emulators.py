@@ -94,7 +94,7 @@ class Qemu(WholeProcess):
     name, title = "qemu", "QEMU TCG"
     MACHINE = (
         *("-M", "pc", "-m", str(images.MEMORY >> 20), "-accel", "tcg,thread=single", "-nodefaults"),
-        *("-display", "none", "-net", "none", "-no-reboot"),
+        *("-display", "none", "-net", "none", "-serial", "null", "-no-reboot"),
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
     )
     DONE = 1  # the status when the guest has written 0 to isa-debug-exit

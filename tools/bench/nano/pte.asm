@@ -4,6 +4,7 @@
 ; -D INVLPG:  each store is followed by INVLPG of its page, as the manual asks for.
 ; -D TOUCH:   and then by a load from the page: all that changing a mapping costs.
 ; -D FLUSH:   each time round the table CR3 is loaded instead.
+; -D COUNT=n: only n entries, a multiple of 8, are changed each time round.
 
 bits 32
 org 0x100000
@@ -11,6 +12,10 @@ org 0x100000
 
 %ifndef ENTRY
 %define ENTRY KERNEL_PAGE
+%endif
+
+%ifndef COUNT
+%define COUNT 1024
 %endif
 
 WINDOW  equ 0x40000000          ; 4 MiB mapped by the table whose entries change
@@ -47,7 +52,7 @@ start:
 %endrep
         add edi, 8 * 4
         add esi, 8 * PAGE
-        cmp edi, changing + PAGE
+        cmp edi, changing + COUNT * 4
         jb .next
 %ifdef FLUSH
         mov eax, cr3

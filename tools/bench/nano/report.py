@@ -9,15 +9,16 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from tools.bench.nano.catalogue import Benchmark
-from tools.bench.nano.columns import Column
-from tools.bench.nano.results import JUDGED, Results, count_text, judge
+from tools.bench.nano.columns import OUR_MODES, Column
+from tools.bench.nano.limits import LIMITS
+from tools.bench.nano.results import Results, count_text, judge
 from tools.bench.nano.worker import BARE
-from vmm.vm import MODES
 
 NONE = "-"
 WIDTH = 140
@@ -62,14 +63,16 @@ def _ratio(value: float | None) -> str:
 
 
 def times(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> Grid:
-    """Nanoseconds of an operation, and the ratios of our best mode to what is not ours."""
+    """Nanoseconds of an operation, and the ratios of the modes with limits to the bare machine.
+
+    Where there is none of these, of the last mode to what is not ours.
+    """
     measured = {column for _, column in results.samples}
-    names = {c.name: c.title for c in columns if c.name in measured or c.name in MODES}
-    modes = [name for name in names if name in MODES]
-    subject = JUDGED if JUDGED in modes else modes[-1]
-    pairs = [(subject, BARE), (subject, "qemu")]
-    pairs.append((subject, "native"))
-    pairs = [(a, b) for a, b in pairs if a != b and b in names]
+    names = {c.name: c.title for c in columns if c.name in measured or c.name in OUR_MODES}
+    modes = [name for name in names if name in OUR_MODES]
+    pairs = [(name, "native") for name in modes if name in LIMITS]
+    pairs = pairs or [(modes[-1], BARE), (modes[-1], "qemu")]
+    pairs = [(a, b) for a, b in pairs if b in names]
     grid = Grid(
         "Nanoseconds for one operation, and ratios of them",
         ("operation", *names.values(), *(f"{a} / {names[b].split()[0]}" for a, b in pairs)),
@@ -82,7 +85,7 @@ def times(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[C
 
 def exits(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[Column]) -> Grid:
     """Exits of an operation by reason, in each mode."""
-    modes = [c.name for c in columns if c.name in MODES]
+    modes = [c.name for c in columns if c.name in OUR_MODES]
     left = frozenset(range(len(modes) + 1))
     grid = Grid("Exits for one operation, by reason", ("operation", *modes), left)
     for b in benchmarks:
@@ -98,14 +101,14 @@ def exits(results: Results, benchmarks: Iterable[Benchmark], columns: Iterable[C
     return grid
 
 
-def limits(results: Results, benchmarks: Iterable[Benchmark], mode: str = JUDGED) -> Grid:
-    """Each limit beside what was measured."""
-    grid = Grid(f"Limits in {mode}", ("operation", "limit", "measured", "kept"), frozenset((0, 1, 3)))
+def limits(results: Results, benchmarks: Iterable[Benchmark], modes: Iterable[str]) -> Grid:
+    """Each limit of these modes beside what was measured."""
+    grid = Grid("Limits", ("mode", "operation", "limit", "measured", "kept"), frozenset((0, 1, 2, 4)))
     words = {True: "yes", False: "NO", None: NONE}
-    for b in benchmarks:
-        for limit in b.limits:
+    for mode, b in product([mode for mode in LIMITS if mode in modes], benchmarks):
+        for limit in LIMITS[mode].get(b.name, ()):
             verdict = judge(results, b, limit, mode)
-            grid.rows.append((b.title, verdict.limit, verdict.measured, words[verdict.kept]))
+            grid.rows.append((mode, b.title, verdict.limit, verdict.measured, words[verdict.kept]))
     return grid
 
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tools.bench.nano.catalogue import EMPTY, AtLeastRate, AtMostExits, AtMostTimes, Benchmark, Limit
-from tools.bench.nano.worker import BARE, BLOCK, FILL, Sample
+from tools.bench.nano.catalogue import EMPTY, Benchmark
+from tools.bench.nano.limits import AtLeastFaster, AtLeastRate, AtMostExits, AtMostTimes, Limit
+from tools.bench.nano.worker import BARE, BLOCK, DELIVERY, EXECUTABLE, FILL, NAMES, Sample
 
-JUDGED = "bt"  # the mode that the limits are for
-NO_EXIT = frozenset((FILL, BLOCK))  # are shown, and happen without a monitor, too
+NO_EXIT = frozenset((FILL, BLOCK, DELIVERY))  # are shown, and happen without a monitor, too
+
+KINDS = {
+    "": "exits",
+    "hidden": "hidden faults",
+    "hypercall": "hypercalls",
+    "external": "external interrupts",
+    "delivery": "deliveries in Python",
+}
 
 
 @dataclass
@@ -54,7 +62,7 @@ class Results:
     def exits(self, benchmark: Benchmark, column: str) -> dict[str, float] | None:
         """Exits for one operation, by reason; the worker's `CALLBACKS` are among them."""
         taken = self.samples.get((benchmark.name, column))
-        if not taken or column == BARE:
+        if not taken or column in (BARE, EXECUTABLE):
             return None
         counted = next((s.exits for s in taken if s.exits), {})
         return {reason: n / benchmark.operations for reason, n in counted.items()}
@@ -74,21 +82,26 @@ class Verdict:
     kept: bool | None
 
 
-def judge(results: Results, benchmark: Benchmark, limit: Limit, mode: str = JUDGED) -> Verdict:
+def judge(results: Results, benchmark: Benchmark, limit: Limit, mode: str) -> Verdict:
     """What this run says about a limit."""
     match limit:
         case AtMostTimes(times, versus):
-            name = "bare Unicorn, same NX tables" if versus == BARE else "QEMU"
             ratio = results.ratio(benchmark, mode, versus)
             text = "-" if ratio is None else f"{ratio:.2f}"
-            return Verdict(f"<= {times:g} x {name}", text, None if ratio is None else ratio <= times)
+            bound = f"<= {times:g} x {NAMES[versus]}"
+            return Verdict(bound, text, None if ratio is None else ratio <= times)
+        case AtLeastFaster(times, versus):
+            ratio = results.ratio(benchmark, versus, mode)
+            text = "-" if ratio is None else f"{ratio:.2f}"
+            bound = f">= {times:g} times as fast as {NAMES[versus]}"
+            return Verdict(bound, text, None if ratio is None else ratio >= times)
         case AtMostExits(most, containing):
             counted = results.exits(benchmark, mode)
-            what = f"{containing} faults" if containing else "exits"
+            what = KINDS.get(containing, containing)
             bound = f"no {what}" if not most else f"<= {_count(most)} {what}"
             if counted is None:
                 return Verdict(bound, "-", None)
-            n = sum(v for reason, v in counted.items() if reason not in NO_EXIT and containing in reason)
+            n = sum(v for reason, v in counted.items() if containing in reason and _counts(reason, containing))
             return Verdict(bound, _count(n), n <= most + 1e-9)
         case AtLeastRate(least):
             seconds = results.seconds(benchmark, mode)
@@ -97,9 +110,14 @@ def judge(results: Results, benchmark: Benchmark, limit: Limit, mode: str = JUDG
             return Verdict(f">= {least:,.0f} a second", text, None if rate is None else rate >= least)
 
 
+def _counts(reason: str, containing: str) -> bool:
+    """Whether a reason is an exit, or what was asked for."""
+    return bool(containing) or reason not in NO_EXIT
+
+
 def _count(n: float) -> str:
     """A number of exits for an operation; few of them as one in so many."""
-    if 0 < n < 0.01:
+    if 0 < n < 0.02:
         return f"1/{1 / n:,.0f}"
     return f"{n:.2f}".rstrip("0").rstrip(".")
 

@@ -18,10 +18,9 @@ from rich.progress import Progress
 
 from tools.bench.nano import adams_agesen, images, report
 from tools.bench.nano.catalogue import BENCHMARKS, EMPTY, Benchmark
-from tools.bench.nano.columns import Column, columns
-from tools.bench.nano.results import JUDGED, Results
-from tools.bench.nano.worker import FILL, SITE
-from vmm.vm import MODES
+from tools.bench.nano.columns import OUR_MODES, Column, columns
+from tools.bench.nano.results import Results
+from tools.bench.nano.worker import DELIVERY, FILL, SITE
 
 ROUNDS = 2
 LOOP_ROUNDS = 3  # times as many where a loop is compared with bare Unicorn: its speed has two modes
@@ -68,7 +67,12 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(BENCHMARKS), help="these alone")
     parser.add_argument(
-        "--modes", nargs="+", metavar="MODE", choices=list(MODES), default=[], help="these alone"
+        "--modes",
+        nargs="+",
+        metavar="MODE",
+        choices=OUR_MODES,
+        default=[],
+        help="these alone, of " + ", ".join(OUR_MODES),
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"processes for each figure ({ROUNDS})")
     parser.add_argument(
@@ -111,10 +115,12 @@ def main(words: list[str]) -> int:
         report.show([beside], report.reasons(results, order, machines), options.markdown)
         return 0
     grids = [report.times(results, order, machines), report.exits(results, order, machines)]
-    if JUDGED in {m.name for m in machines}:
-        grids.append(report.limits(results, order))
+    judged = report.limits(results, order, [m.name for m in machines])
+    if judged.rows:
+        grids.append(judged)
     notes = report.reasons(results, order, machines)
     notes.append(f"a {SITE} leaves generated code as an exit does, and counts as one; a {FILL} does not")
+    notes.append(f"a {DELIVERY} is a part of an exit: the steps through the IDT that a processor would make")
     notes.append(
         f"{time.monotonic() - started:.0f} s, the best of {max(1, options.rounds)} processes each, or more"
     )

@@ -2,9 +2,9 @@
 
     python -m tools.bench.nano.worker IMAGE COLUMN ITERATIONS CODE
 
-IMAGE is a pickled guest, COLUMN is `bare`, a mode or `hvm-shadow`, ITERATIONS 0 asks to find the number and to count
-exits. A process of its own because the speed of a loop depends on where the engine's memory lies, and because a guest
-that brings the engine down must not take the table with it.
+IMAGE is a pickled guest, COLUMN is one of `columns`, ITERATIONS 0 asks to find the number and to count exits.
+A process of its own because the speed of a loop depends on where the engine's memory lies, and because a guest that
+brings the engine down must not take the table with it.
 
 The hard part is to keep what happens once (imports, translation, the first exit of each kind) out of the figure:
 it is the slope between two numbers of iterations (`results`), each at the best of several runs.
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,25 @@ from tools.bench import baseline
 from tools.bench.nano.images import MEMORY, with_iterations
 from vmm.errors import VmmError
 from vmm.image.image import Image
+from vmm.machine import delivery
 from vmm.vm import VirtualMachine, hardware
 
 BARE = "bare"
+EXECUTABLE = "executable"  # what bare Unicorn is without NX
 SHADOWED = "hvm-shadow"  # hvm with shadow page tables instead of nested ones
+NAMES = {
+    BARE: "bare Unicorn, same NX tables",
+    EXECUTABLE: "bare Unicorn, executable pages",
+    "native": "native",
+    "qemu": "QEMU",
+}
 LONG = 0.06  # seconds of a run that is long enough to be measured
 RUNS = 3
 MOST = 1 << 30  # iterations
 HIDDEN = "hidden fault: "
 # What the engine asks the machine besides exits. Each costs about as much as an exit.
 FILL, SITE, BLOCK = "TLB fill", "site check", "block translated"
+DELIVERY = "delivery in Python"  # of an exception or an interrupt, by the manual's steps: a part of an exit
 CALLBACKS = {"fill": FILL, "on_site": SITE, "on_translated": BLOCK}
 
 Run = Callable[[int], float]
@@ -84,8 +94,8 @@ def run_in(
 
 
 def count_in(image: Image, mode: str, iterations: int) -> dict[str, int]:
-    """Exits by reason, and with them the monitor's hidden faults and the `CALLBACKS`; raises `Failed`."""
-    calls = dict.fromkeys(CALLBACKS.values(), 0)
+    """Exits by reason, and with them hidden faults, `CALLBACKS` and deliveries; raises `Failed`."""
+    calls = dict.fromkeys((*CALLBACKS.values(), DELIVERY), 0)
     machines: list[VirtualMachine] = []
 
     def watch(vm: VirtualMachine) -> None:
@@ -94,13 +104,18 @@ def count_in(image: Image, mode: str, iterations: int) -> dict[str, int]:
             setattr(vm.machine, name, counting(getattr(vm.machine, name), reason))
 
     def counting(callback: Callable[..., object], reason: str) -> Callable[..., object]:
-        def count(*arguments: int) -> object:
+        def count(*arguments: object) -> object:
             calls[reason] += 1
             return callback(*arguments)
 
         return count
 
-    counted = run_in(image, mode, iterations, watch)[1] | calls
+    deliver = delivery.deliver
+    delivery.deliver = counting(deliver, DELIVERY)  # type: ignore[assignment]
+    try:
+        counted = run_in(image, mode, iterations, watch)[1] | calls
+    finally:
+        delivery.deliver = deliver
     # Where shadow tables are filled on demand, a hidden fault is inside a fill and not in the table of exits.
     hidden: dict[str, int] = getattr(machines[0].control, "hidden_faults", {})
     return {HIDDEN + kind: n for kind, n in hidden.items()} | counted
@@ -136,8 +151,9 @@ def timed(run: Run, iterations: int, once: bool) -> Sample:
 def sample(image: Image, column: str, iterations: int, trial: int, once: bool) -> Sample:
     """The sample of one process; a failure is part of it."""
     try:
-        if column == BARE:
-            return timed(lambda n: baseline.run_loop(with_iterations(image, n)), iterations, once)
+        if column in (BARE, EXECUTABLE):
+            loop = partial(baseline.run_loop, executable=column == EXECUTABLE)
+            return timed(lambda n: loop(with_iterations(image, n)), iterations, once)
         counted = {} if iterations else exits(lambda n: count_in(image, column, n), trial, once)
         return replace(timed(lambda n: run_in(image, column, n)[0], iterations, once), exits=counted)
     except (Failed, VmmError) as error:
