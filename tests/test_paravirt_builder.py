@@ -6,9 +6,14 @@ import pytest
 
 from tests import domains
 from vmm.errors import ImageError
+from vmm.image.load import from_assembly
+from vmm.machine.machine import Machine
+from vmm.machine.memory import Memory
 from vmm.monitor.paravirt import builder
 from vmm.monitor.paravirt.abi import domain as abi
 from vmm.monitor.paravirt.abi import events, rings, sched, traps
+from vmm.monitor.paravirt.frames import MachineFrames
+from vmm.monitor.paravirt.mmu import DirectPaging
 
 MIB = 1 << 20
 
@@ -145,3 +150,43 @@ stop:   jmp stop
     )
     guest.run_to("done")
     assert guest.read("seen") == 4 << 16 | 17
+
+
+def test_frames_in_bulk_are_those_given_one_by_one() -> None:
+    """The frame table is the same afterwards, count for count; so is the machine-to-physical table."""
+
+    def paging() -> tuple[Memory, MachineFrames, DirectPaging]:
+        memory = Memory(6 << 20)
+        frames = MachineFrames(memory)
+        made = DirectPaging(
+            memory, frames, 1, max_pages=9999, flush=lambda: None, invalidate=lambda _address: None
+        )
+        return memory, frames, made
+
+    memory, frames, bulk = paging()
+    other_memory, other_frames, single = paging()
+    assert bulk.hand_frames(700) == [single.hand_frame(pfn) for pfn in range(700)]
+    assert frames.save() == other_frames.save()
+    assert bytes(memory.bytes) == bytes(other_memory.bytes)
+    assert len(bulk.hand_frames(10_000)) == other_frames.free_frames(), "as many as there are"
+
+
+@pytest.mark.parametrize("by_frame", [False, True])
+def test_a_module_lies_behind_the_kernel(by_frame: bool) -> None:
+    """mod_start is its virtual address, or its pseudo-physical page where the kernel's note asks for that."""
+    assembly = domains.assemble("stop: jmp stop\n")
+    image = from_assembly("m", assembly)
+    assert image.xen is not None
+    segments = tuple(builder.KernelSegment(s.address, s.data, s.size) for s in image.segments)
+    module = bytes(range(256)) * 20
+    kernel = builder.Kernel(
+        "m", segments, image.entry, 0, image.xen.hypercall_page, mod_start_pfn=by_frame, module=module
+    )
+    machine = Machine(8 << 20)
+    machine.attach(builder.Builder(machine, kernel).build())
+    info = machine.state.get(6)
+    start, length, flags = (machine.linear.read(info + offset, 4) for offset in (72, 76, 40))
+    assert (length, flags) == (len(module), 8 if by_frame else 0)
+    address = start << 12 if by_frame else start
+    assert machine.linear.read(address, 16).to_bytes(16, "little") == module[:16]
+    assert address % 4096 == 0 and address >= kernel.end

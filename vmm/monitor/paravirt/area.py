@@ -72,6 +72,12 @@ class HypervisorArea:
         """Enter a pseudo-physical frame number in the machine-to-physical table."""
         self._memory.write((self.m2p[mfn >> 10] << 12) + (mfn & 1023) * 4, 4, pfn)
 
+    def set_all_physical(self, frames: list[int]) -> None:
+        """The same for a whole domain: machine frames by pseudo-physical number."""
+        words, m2p = self._memory.words, self.m2p
+        for pfn, mfn in enumerate(frames):
+            words[m2p[mfn >> 10] << 10 | mfn & 1023] = pfn
+
     def physical(self, mfn: int) -> int:
         """The entry of a frame; INVALID_M2P_ENTRY for one that is no memory."""
         if not self._frames.valid(mfn):

@@ -23,7 +23,6 @@ from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.monitor.paravirt.abi import domain as abi
 from vmm.monitor.paravirt.abi import memory as layout
-from vmm.monitor.paravirt.abi.errors import Refused
 from vmm.monitor.paravirt.abi.hypercalls import hypercall_page
 from vmm.monitor.paravirt.abi.rings import GRANT_CONSOLE, GRANT_STORE
 from vmm.monitor.paravirt.access import GuestAccess
@@ -168,13 +167,7 @@ class Builder:
         self.machine.engine.flush_tlb()
 
     def _give_memory(self) -> list[int]:
-        count = self._frames.free_frames() - RESERVED
-        try:
-            return [self._paging.hand_frame(pfn) for pfn in range(count)]
-        except Refused:
-            raise ImageError(
-                f"{self.kernel.name}: there is no memory for a domain: give more with -m"
-            ) from None
+        return self._paging.hand_frames(max(0, self._frames.free_frames() - RESERVED))
 
     # Memory by virtual address, before there is any mapping
 

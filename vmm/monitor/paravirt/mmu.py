@@ -96,6 +96,15 @@ class DirectPaging:
         self._area.set_physical(mfn, pfn)
         return mfn
 
+    def hand_frames(self, count: int) -> list[int]:
+        """Give a new domain its first frames, pseudo-physical 0 and up, as many as there are of `count`; by pfn.
+
+        On a machine that has just been made, whose memory is zero.
+        """
+        given = self._frames.allocate_many(self.domain.id, count)
+        self._area.set_all_physical(given)
+        return given
+
     def share_frame(self, *, writable: bool) -> int:
         """A zeroed frame of the hypervisor's that the domain may map (shared_info, grant tables); its number."""
         mfn = self.own_frame()
