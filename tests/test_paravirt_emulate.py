@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import domains
-from vmm.isa.words import CR0
+from vmm.isa.words import CR0, CR4
 
 TRAPS = """
         mov ebx, traps
@@ -166,6 +166,13 @@ def test_the_prefix_asks_the_hypervisor_and_the_plain_instruction_the_processor(
     assert guest.domain.guest.read(guest.symbol("room") + 12, 4) == b"Genu"
     assert guest.read("value") & 1 << 6, "PAE"
     assert guest.count("emulated CPUID") == 2
+
+
+def test_the_counter_may_be_kept_from_processes() -> None:
+    """With CR4.TSD the kernel's RDTSC is an exit, and works."""
+    guest = run(f"mov eax, {CR4.TSD}\nmov cr4, eax\nrdtsc\nmov [value], eax\nmov eax, cr4\nmov [room], eax")
+    assert guest.read("seen") == 0 and guest.read("value") > 0
+    assert guest.count("emulated RDTSC") == 1 and guest.read("room") & CR4.TSD
 
 
 def test_an_emulated_instruction_single_steps() -> None:

@@ -283,3 +283,22 @@ def test_vcpu_info_moves_once() -> None:
     assert guest.read(page + 64, 2) == 0x0101, "an upcall pending, and events still masked"
     assert guest.read(page + 64 + 4) == 0xFFFFFFFF
     assert call(guest, Hypercall.VCPU_OP, 10, 0, address) == -Errno.EBUSY
+
+
+def test_a_watchdog_that_is_not_kept_quiet_ends_the_domain() -> None:
+    """SCHEDOP_watchdog: two of them; a kernel sets its own anew, or is ended when its time is over."""
+    guest = domains.build("stop: jmp stop\n")
+    guest.run_to("stop")
+    guest.machine.run_state.outcome = None
+    number = call(guest, Hypercall.SCHED_OP, 6, put(guest, struct.pack("<II", 0, 1)))
+    assert number == 1
+    assert call(guest, Hypercall.SCHED_OP, 6, put(guest, struct.pack("<II", 1, 2))) == 0
+    assert call(guest, Hypercall.SCHED_OP, 6, put(guest, struct.pack("<II", 0, 3))) == 2
+    assert call(guest, Hypercall.SCHED_OP, 6, put(guest, struct.pack("<II", 0, 3))) == -Errno.ENOSPC
+    assert call(guest, Hypercall.SCHED_OP, 6, put(guest, struct.pack("<II", 2, 0))) == 0
+    for number, seconds in ((2, 5), (3, 5), (0, 0)):
+        structure = put(guest, struct.pack("<II", number, seconds))
+        assert call(guest, Hypercall.SCHED_OP, 6, structure) == -Errno.EINVAL
+    outcome = guest.run(300_000_000)
+    assert outcome.kind == "error" and "watchdog" in outcome.detail
+    assert 2_000_000_000 <= guest.machine.now() < 2_001_000_000

@@ -117,6 +117,7 @@ def _write_cr(d: Domain, i: Instruction) -> None:
             d.paging.domain.flush()
         case 4:
             d.vcpu.cr4 = value & _GUEST_CR4
+            state.cr4 = REAL_CR4 | d.vcpu.cr4 & CR4.TSD
         case _:
             raise NotEmulated
 
@@ -156,6 +157,8 @@ def _wrmsr(d: Domain, _i: Instruction) -> None:
 
 
 def _rdtsc(d: Domain, _i: Instruction) -> None:
+    """With CR4.TSD: the guest's kernel may read the counter still, its processes may not."""
+    _kernel_only(d)
     state, value = d.machine.state, d.machine.tsc()
     state.set(EAX, value)
     state.set(EDX, value >> 32)

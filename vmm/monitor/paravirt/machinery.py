@@ -44,6 +44,7 @@ class Domain:
         self.time.updated = self.write_time
         self.time.poll_over = self._wake
         self.time.moved = machine.deadline_moved
+        self.time.barked = self._bark
         self.grants = GrantTable(machine.memory, DOMAIN_ID, lambda: paging.share_frame(writable=True))
         self.console: Console | None = None
         self.store: Store | None = None
@@ -157,6 +158,11 @@ class Domain:
         return 0
 
     # The end
+
+    def _bark(self) -> None:
+        """A watchdog's time is over: the domain ends, awake or not."""
+        self.shutdown(Shutdown.WATCHDOG)
+        self._wake()
 
     def shutdown(self, reason: int) -> int:
         """SCHEDOP_shutdown, or the like."""

@@ -46,19 +46,12 @@ def operation(d: Domain, a: Arguments) -> int:
             known = domain in (0, DOMAIN_ID, DOMID_SELF)
             raise Refused(Errno.EPERM if known else Errno.ESRCH, f"domain {domain}")
         case SchedOp.WATCHDOG:
-            return _watchdog(d, argument)
+            return d.time.set_watchdog(
+                *abi.SCHED_WATCHDOG.unpack(d.guest.read(argument, abi.SCHED_WATCHDOG.size))
+            )
         case SchedOp.PIN_OVERRIDE:
             raise Refused(Errno.EPERM, "for the hardware domain only")
     raise Refused(Errno.ENOSYS, f"sched_op {command}")
-
-
-def _watchdog(d: Domain, argument: int) -> int:
-    number, seconds = abi.SCHED_WATCHDOG.unpack(d.guest.read(argument, abi.SCHED_WATCHDOG.size))
-    if number > 2:
-        raise Refused(Errno.EINVAL, f"watchdog {number}")
-    if not number and not seconds:
-        raise Refused(Errno.EINVAL, "no watchdog to stop")
-    raise Refused(Errno.ENOSPC, "no watchdog is free")  # none is promised that would not bark
 
 
 def compat_operation(d: Domain, a: Arguments) -> int:
@@ -117,7 +110,11 @@ def vcpu_operation(d: Domain, a: Arguments) -> int:
         case VcpuOp.REGISTER_VCPU_INFO:
             return _register_vcpu_info(d, argument)
         case VcpuOp.SEND_NMI:
+            if argument:
+                raise Refused(Errno.EINVAL, "an NMI has no argument")
             return d.send_nmi()
+        case VcpuOp.GET_PHYSID:
+            raise Refused(Errno.EINVAL, "for the hardware domain only")
         case _:
             raise Refused(Errno.ENOSYS, f"vcpu_op {command}")
     return 0

@@ -11,13 +11,17 @@ from vmm.isa.words import CR0
 from vmm.machine.cpuid import cpuid as machine_cpuid
 from vmm.monitor.paravirt.abi import services as abi
 from vmm.monitor.paravirt.abi.errors import Errno, Refused
-from vmm.monitor.paravirt.abi.memory import HYPERVISOR_VIRT_START
+from vmm.monitor.paravirt.abi.memory import HYPERVISOR_VIRT_START, VmAssist
 from vmm.monitor.paravirt.abi.services import Feature, PhysdevOp, VersionOp
 from vmm.monitor.paravirt.machinery import Domain
 
 Arguments = tuple[int, int, int, int, int]
 
-FEATURES = 1 << Feature.MMU_PT_UPDATE_PRESERVE_AD | 1 << Feature.HIGHMEM_ASSIST
+FEATURES = sum(
+    1 << feature
+    for feature in (Feature.MMU_PT_UPDATE_PRESERVE_AD, Feature.HIGHMEM_ASSIST, Feature.DIRECT_MAPPED)
+)
+_DENIED = range(VersionOp.BUILD_ID, VersionOp.BUILD_ID + 5)  # and the other texts of any length
 _TEXTS = {
     VersionOp.EXTRAVERSION: b".0-vmm",
     VersionOp.CAPABILITIES: b"xen-3.0-x86_32p",
@@ -41,15 +45,17 @@ def version(d: Domain, a: Arguments) -> int:
             index, _ = abi.FEATURE_INFO.unpack(d.guest.read(argument, abi.FEATURE_INFO.size))
             if index:
                 raise Refused(Errno.EINVAL, f"feature map {index}")
-            d.guest.write(argument, abi.FEATURE_INFO.pack(0, FEATURES))
+            extended = d.vcpu.assists >> VmAssist.PAE_EXTENDED_CR3 & 1
+            features = FEATURES | extended << Feature.PAE_PGDIR_ABOVE_4GB
+            d.guest.write(argument, abi.FEATURE_INFO.pack(0, features))
         case VersionOp.PAGESIZE:
             if argument:
                 raise Refused(Errno.EINVAL, "the page size takes no argument")
             return 4096
         case VersionOp.GUEST_HANDLE:
             d.guest.write(argument, bytes(abi.DOMAIN_HANDLE_SIZE))
-        case VersionOp.BUILD_ID:
-            raise Refused(Errno.ENODATA, "no build id")
+        case _ if command in _DENIED:
+            raise Refused(Errno.EPERM, "not for a domain without privileges")
         case _ if command in _TEXTS:
             d.guest.write(
                 argument, _TEXTS[VersionOp(command)].ljust(abi.TEXT_SIZES[VersionOp(command)], b"\0")

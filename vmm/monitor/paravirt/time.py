@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vmm.monitor.paravirt.abi.sched import RUNSTATE_INFO, Runstate
+from vmm.machine.devices.signals import SECOND
+from vmm.monitor.paravirt.abi.errors import Errno, Refused
+from vmm.monitor.paravirt.abi.sched import RUNSTATE_INFO, WATCHDOGS, Runstate
 
 TICK = 10_000_000  # ns: the period that a domain starts with
 MINIMUM_PERIOD, LONGEST = 1_000_000, 1 << 50
@@ -31,6 +33,7 @@ class TimeState:
     period: int = TICK
     last_periodic: int = 0
     poll_until: int = 0
+    watchdogs: list[int] = field(default_factory=lambda: [0] * WATCHDOGS)
     runstate: Runstate = Runstate.RUNNING
     since: int = 0
     spent: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
@@ -44,13 +47,14 @@ class DomainTime:
         self.state = TimeState(last_periodic=now())
         self.updated: Callable[[], None] = lambda: None  # the pair in vcpu_info is to be written anew
         self.poll_over: Callable[[], None] = lambda: None
+        self.barked: Callable[[], None] = lambda: None  # a watchdog was not kept quiet
         self.moved: Callable[[], None] = lambda: None  # the deadline may be another
 
     # What the machine's loop asks
 
     def deadline(self) -> int | None:
         state = self.state
-        times = [time for time in (state.one_shot, state.poll_until) if time]
+        times = [time for time in (state.one_shot, state.poll_until, *state.watchdogs) if time]
         if state.period and state.runstate is Runstate.RUNNING:
             times.append(state.last_periodic + state.period)
         return min(times, default=None)
@@ -66,6 +70,9 @@ class DomainTime:
         if state.poll_until and state.poll_until <= now:
             state.poll_until = 0
             self.poll_over()
+        if any(0 < time <= now for time in state.watchdogs):
+            state.watchdogs = [0] * WATCHDOGS
+            self.barked()
 
     def _periodic(self, now: int) -> None:
         state = self.state
@@ -99,6 +106,23 @@ class DomainTime:
         if period:
             self._periodic(self.now())
         self.moved()
+
+    def set_watchdog(self, number: int, seconds: int) -> int:
+        """SCHEDOP_watchdog: a new one (0), or one anew; 0 seconds free it. Its number; raises `Refused`."""
+        dogs = self.state.watchdogs
+        if number > WATCHDOGS or not number and not seconds:
+            raise Refused(Errno.EINVAL, f"watchdog {number}, {seconds} s")
+        started = not number
+        if started:
+            free = [i for i, time in enumerate(dogs) if not time]
+            if not free:
+                raise Refused(Errno.ENOSPC, "no watchdog is free")
+            number = free[0] + 1
+        elif not dogs[number - 1]:
+            raise Refused(Errno.EINVAL, f"watchdog {number} does not run")
+        dogs[number - 1] = self.now() + seconds * SECOND if seconds else 0
+        self.moved()
+        return number if started else 0
 
     # Runstates
 

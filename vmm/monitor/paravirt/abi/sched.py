@@ -38,6 +38,7 @@ SCHED_POLL = struct.Struct("<IIQ")  # ports, count, timeout in ns of system time
 SCHED_REMOTE_SHUTDOWN = struct.Struct("<H2xI")
 SCHED_WATCHDOG = struct.Struct("<II")  # id, seconds
 MAX_POLLED = 128
+WATCHDOGS = 2
 
 
 class VcpuOp(IntEnum):
