@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 from vmm.errors import GuestError
-from vmm.events import Event, ExitTable, Listener
+from vmm.events import Event, ExitTable
 from vmm.isa.decode import Instruction
 from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector, name
-from vmm.isa.words import DR6, EFlags
-from vmm.machine import loops, sites
+from vmm.isa.words import DR6
+from vmm.machine import sites
 from vmm.machine.alarm import Alarm
 from vmm.machine.bus import PortBus
 from vmm.machine.clock import Clock, HostClock, InstructionClock
@@ -29,50 +27,23 @@ from vmm.machine.code import decode_in
 from vmm.machine.control import Control
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
-from vmm.machine.cpu.engine import FETCH, Engine, Stop
+from vmm.machine.cpu.engine import Engine, Stop
 from vmm.machine.cpuid import cpuid
 from vmm.machine.delivery import Fault, TripleFault
 from vmm.machine.devices.system import exit_status
 from vmm.machine.memory import ONES, Memory
-from vmm.machine.paging import PageFault
 from vmm.machine.pc import Devices
 from vmm.machine.ports import PortExits
 from vmm.machine.processor import Linear
 from vmm.machine.retirement import Retirement
-from vmm.machine.returns import asks_for_virtual_8086, clear_virtual_8086
+from vmm.machine.returns import asks_for_virtual_8086
+from vmm.machine.run_state import Kind, Outcome, Run
+from vmm.machine.stops import AFTER
 from vmm.machine.tlb import FrameTable
 
 _POLL = stub.POLL // 4
 SHADOWING = frozenset((0xFB, 0x17))  # STI and POP SS; MOV to SS is a group's
 FOREVER = 1 << 60  # more instructions than anyone waits for
-PATIENCE = 10_000  # timer deadlines that may pass in one HLT, masked or unserved, before it counts as the end
-
-Kind = Literal["exit", "halt", "triple-fault", "budget", "timeout", "error", "interrupted"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: for `exit` the guest's status, else the reason in `detail`."""
-
-    kind: Kind
-    status: int
-    detail: str
-
-
-@dataclass
-class Run:
-    """What the loop must remember between exits."""
-
-    outcome: Outcome | None = None
-    fault: Fault | PageFault | None = None  # to be raised at the instruction where the machine stands
-    step: bool = False  # the next block is more than the deadline allows
-    borrowed: bool = False  # the interrupt shadow is the machine's own, for a step: the guest has none
-    active: bool = False  # inside `run`
-    free: bool = False  # no block is counted
-    counted: bool = True  # every instruction until now was
-    halted: bool = False  # an emulated HLT: the loop sleeps
-    poke: str = ""  # why somebody outside asked to stop
-    listeners: list[Listener] = field(default_factory=list)
 
 
 class Machine:
@@ -224,7 +195,7 @@ class Machine:
                 if stop is Stop.METER and self.state.eip == shadowed_eip:
                     self.state.inhibited = True  # the engine casts no shadow from within one
                 started = time.perf_counter_ns()
-                reason = self._HANDLERS[stop](self)
+                reason = AFTER[stop](self)
                 state.borrowed = False
                 if reason:
                     self.exits.add(reason, time.perf_counter_ns() - started)
@@ -300,9 +271,9 @@ class Machine:
 
     def _count_if_awake(self) -> None:
         if self.run_state.free and self.control.can_wake():
-            self._count_from_here()
+            self.count_from_here()
 
-    def _count_from_here(self) -> None:
+    def count_from_here(self) -> None:
         """Interrupts are on, or may soon be: the CPU must be stopped for them."""
         self.run_state.free = False
         self.engine.count_blocks(True)
@@ -333,131 +304,14 @@ class Machine:
         self.control.interrupt(vector)
         self.exits.add("external interrupt", time.perf_counter_ns() - started)
 
-    # Endings of `engine.run`: each returns the exit's name for the table, or "" where another counted it.
-
-    def _after_meter(self) -> str:
-        """At a block boundary: deadline, deliverable interrupt, poke, or a block that does not fit."""
-        self.retirement.at_boundary()
-        meter = self.engine.meter
-        polled = bool(meter.poll & self.state.system_flags) and not self.state.inhibited
-        self.run_state.step = meter.budget > 0 and not polled
-        return ""
-
-    def _after_request(self) -> str:
-        if self.run_state.halted:
-            self.run_state.halted = False
-            return self._after_halt()
-        return ""
-
     def halt(self) -> None:
         """A monitor emulated HLT, inside an exit: sleep as the processor would."""
         self.run_state.halted = True
-
-    def _after_halt(self) -> str:
-        """HLT: sleep until a device interrupts; where nothing can, the guest has ended."""
-        self.retirement.at_boundary()
-        self.emit("hlt")
-        if self.state.system_flags & EFlags.TF and self.run_state.fault is None:
-            self._single_step()  # the engine leaves the trap out
-        if self.run_state.fault is not None:
-            return "hlt"  # a trap wakes the processor at once
-        if not self.control.can_wake():
-            self.end(Outcome("halt", 0, "halted with interrupts off"))
-            return "hlt"
-        state, fruitless = self.run_state, 0
-        while not self.interrupt_pending:
-            deadline = self.devices.deadline()
-            if deadline is None or fruitless == PATIENCE:
-                self.end(Outcome("halt", 0, "halted, and no device will interrupt"))
-                break
-            if self.clock.exact:
-                fruitless += 1
-            self.clock.sleep_until(deadline, self.retired())
-            self.devices.tick()
-            if state.poke == "tick":
-                state.poke = ""
-            elif state.poke:
-                break
-        return "hlt"
-
-    def _after_refusal(self) -> str:
-        address, access = self.engine.refused
-        if access == FETCH:
-            self.retirement.at_boundary()
-            if self.retirement.left() <= 0:
-                return ""  # the meter had no occasion to say that this is the end
-            if self.interrupt_pending and self.control.can_interrupt():
-                return ""  # nor that an interrupt comes before the fetch (SDM 3A table 6-2)
-            if self._fetch_runs_ahead(address):
-                self.run_state.step = True
-                return ""
-        else:
-            self.retirement.settle()
-        self.restore_shadow()
-        if self.run_state.borrowed:
-            self.state.inhibited = False
-        self.emit("page fault", f"{address:#x}", address=address)
-        return self.control.page_fault(address, access) or "exception #PF"
 
     def restore_shadow(self) -> None:
         """A pass that began in a shadow, which the engine has ended, has not been made, and may be done over."""
         if self.engine.shadowed_pass == (self.state.linear_eip, self.retirement.left()):
             self.state.inhibited = True
-
-    def _after_collapse(self) -> str:
-        """Code that the engine cannot translate: find the instruction, one by one; #UD if it is not valid."""
-        self.retirement.at_boundary()
-        if self.retirement.left() <= 0:
-            return ""
-        if not self.state.inhibited:
-            self.run_state.step = True
-            return ""
-        if self.decode_here() is not None:
-            code = self.linear.code(self.state.linear_eip, 15).hex(" ")
-            raise GuestError(f"the CPU engine cannot execute the code at EIP {self.state.eip:#x}: {code}")
-        self.state.inhibited = False
-        self.control.exception(Vector.UD, 0, False)
-        return "exception #UD"
-
-    def _fetch_runs_ahead(self, address: int) -> bool:
-        """Whether the refused fetch was for a later instruction of the block than the one at EIP.
-
-        The engine translates a whole block before it executes any of it, so it can ask for a page that
-        the instructions before never reach. Executing one by one finds out.
-        """
-        eip = self.state.linear_eip
-        return address & ~0xFFF != eip & ~0xFFF and not self.state.inhibited
-
-    def _after_site(self) -> str:
-        """An instruction that the machine executes itself, or with which counting must begin."""
-        self.retirement.settle()
-        instruction = self.decode_here()
-        if instruction is not None and asks_for_virtual_8086(self.state, self.linear, instruction):
-            try:
-                clear_virtual_8086(self.state, self.linear)
-            except (Fault, PageFault) as fault:
-                self.run_state.fault = fault
-            return "instruction IRET"
-        if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
-            self._count_from_here()
-            return ""
-        if instruction is None or instruction.key in sites.REFUSED:
-            self.run_state.fault = Fault(Vector.UD)
-            return "exception #UD"
-        self.emit("instruction", instruction.mnemonic.lower())
-        reason = f"instruction {instruction.mnemonic}"
-        stepping = self.state.system_flags & EFlags.TF
-        try:
-            if instruction.opcode in sites.LOOPS:
-                loops.execute(self.state, instruction)
-                self.retire()
-            else:
-                self.control.execute(instruction)
-        except (Fault, PageFault) as fault:
-            self.run_state.fault = fault
-            return reason
-        self.finish_emulated(bool(stepping) and self.control.settled())
-        return reason
 
     def finish_emulated(self, stepping: bool, inhibit: bool = False) -> None:
         """What ends every instruction that the engine did not execute: the shadow, the single-step trap.
@@ -467,9 +321,9 @@ class Machine:
         self.state.inhibited = inhibit
         self.run_state.borrowed = False
         if stepping:
-            self._single_step()
+            self.single_step()
 
-    def _single_step(self) -> None:
+    def single_step(self) -> None:
         self.state.set_word(at.DR6, self.state.word(at.DR6) | DR6.BS)
         self._trap()
 
@@ -496,15 +350,6 @@ class Machine:
         """The instruction at EIP."""
         eip = self.state.linear_eip
         return decode_in(self.state.wide_code, self.linear.code(eip, 15), eip)
-
-    _HANDLERS: ClassVar[dict[Stop, Callable[[Machine], str]]] = {
-        Stop.METER: _after_meter,
-        Stop.REQUESTED: _after_request,
-        Stop.HALT: _after_halt,
-        Stop.REFUSED: _after_refusal,
-        Stop.SITE: _after_site,
-        Stop.COLLAPSED: _after_collapse,
-    }
 
     # Exits handled inside the engine's callbacks (`engine.Handler`)
 
