@@ -29,6 +29,10 @@ ATTEMPTS = {
     "go through an own gate": "call 0xE040:0",
     "sysenter": "sysenter",
     "store to a page table": "mov esi, [start_info]\nmov edi, [esi + 60]\nmov dword [edi], 0x1007",
+    "return to another task": "pushfd\nor dword [esp], 0x4000\npopfd\n"
+    "push dword 2\npush dword KERNEL_CS\npush dword stop\niret",
+    "virtual-8086 mode": "push dword 0\npush dword 0\npush dword 0\npush dword 0\npush dword 0\npush dword 0x1000\n"
+    "push dword 0x23202\npush dword 0xFFFF\npush dword 0x10\niret",
     "execute the shared table": f"jmp {HYPERVISOR_VIRT_START:#x}",
 }
 

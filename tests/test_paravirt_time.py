@@ -302,3 +302,33 @@ def test_a_watchdog_that_is_not_kept_quiet_ends_the_domain() -> None:
     outcome = guest.run(300_000_000)
     assert outcome.kind == "error" and "watchdog" in outcome.detail
     assert 2_000_000_000 <= guest.machine.now() < 2_001_000_000
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_a_run_in_pieces_is_the_same_run(piece: int) -> None:
+    """Stopping a domain anywhere and going on changes nothing: events come at the same instructions."""
+    source = (
+        TIMER
+        + MAP_SHARED
+        + """
+        mov ebx, 20000
+        xor ecx, ecx
+        hypercall 15
+        mov eax, [shared]
+        mov byte [eax + 1], 0
+        mov edi, 900
+again:  hypercall 17
+        inc dword [seen + 12]
+        dec edi
+        jnz again
+"""
+        + UPCALL
+    )
+    whole, pieces = domains.build(source), domains.build(source)
+    whole.run(4_000)
+    for limit in range(piece, 4_000 + piece, piece):
+        pieces.run(min(limit, 4_000))
+    assert whole.read("seen") == 1 and whole.monitor.registers() == pieces.monitor.registers()
+    assert bytes(whole.machine.memory.bytes) == bytes(pieces.machine.memory.bytes)
+    counts = [{name: row.count for name, row in g.machine.exits.rows.items()} for g in (whole, pieces)]
+    assert counts[0] == counts[1]

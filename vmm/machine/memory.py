@@ -84,8 +84,14 @@ class Memory:
             self.on_host_write(address, size)
 
     def store(self, address: int, data: bytes) -> None:
-        """Write bytes within a page of RAM, as the CPU would store them."""
-        self.bytes[address : address + len(data)] = data
+        """Write bytes within a page of RAM, as the CPU would store them.
+
+        What is there already is not written: in a page with code in it, that saves dropping the code.
+        """
+        end = address + len(data)
+        if self.bytes[address:end] == data:
+            return
+        self.bytes[address:end] = data
         if self.on_host_write is not None:
             self.on_host_write(address, len(data))
 

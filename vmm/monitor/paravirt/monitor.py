@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 
+from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
 from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags, SelectorError
@@ -106,12 +107,21 @@ class ParavirtMonitor:
     # Exceptions
 
     def exception(self, vector: int, error_code: int, software: bool) -> str | None:
+        self._refuse_virtual_8086()
         reason = self._software(vector) if software else self._hardware(vector, error_code)
         machine = self.machine
         self.domain.entered = True
         if machine.run_state.outcome is None and not machine.run_state.halted:
             self._deliver_event()
         return reason
+
+    def _refuse_virtual_8086(self) -> None:
+        """The engine's IRET enters virtual-8086 mode from any ring, without a trap; here is the first exit."""
+        if self.state.system_flags & EFlags.VM:
+            raise GuestError(
+                f"virtual-8086 mode at EIP {self.state.eip:#x}: a paravirtual guest has none; "
+                "leave VM clear in what IRET pops"
+            )
 
     def _software(self, vector: int) -> str | None:
         """INT n, INT3 and INTO; EIP is past it."""
@@ -202,6 +212,7 @@ class ParavirtMonitor:
     def fault(self, fault: Fault | PageFault) -> None:
         """What the machine found: a port that the domain may not use is first looked at as the hypervisor would."""
         started = time.perf_counter_ns()
+        self._refuse_virtual_8086()
         self.domain.entered = True
         reason = ""
         if isinstance(fault, Fault) and fault.vector == Vector.GP and not fault.error_code:
@@ -235,6 +246,7 @@ class ParavirtMonitor:
         return address & ~0xFFF not in (operand & ~0xFFF, operand + 5 & 0xFFFFF000)
 
     def page_fault(self, address: int, access: int) -> str | None:
+        self._refuse_virtual_8086()
         fault = self._access.fault_of(address, access)
         if fault is None:
             return "hidden fault: accessed bit"
