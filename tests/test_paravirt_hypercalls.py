@@ -233,3 +233,37 @@ def test_any_arguments_from_any_state(sequence: list[tuple[int, list[int], list[
             assert -result in tuple(Errno)
         if guest.machine.run_state.outcome is not None or guest.domain.blocked:
             break
+
+
+def test_a_call_that_made_way_is_made_again_by_the_guest() -> None:
+    """EIP is back at the call and the registers hold what is left of it; the results are those of one call."""
+    guest = domains.build(
+        """
+        mov ebx, list
+        mov ecx, 3
+        hypercall 13            ; multicall
+after:
+stop:   jmp stop
+section .data
+list:   dd 17, 0, 0, 0, 0, 0, 0, 0
+        dd 3, 0, 0xE021, 0x1234, 0, 0, 0, 0
+        dd 17, 0, 0, 0, 0, 0, 0, 0
+"""
+    )
+    answers = iter((False, True))
+    guest.domain.paging.domain.should_yield = lambda: next(answers, False)
+    guest.run(100)
+    assert guest.count("hypercall multicall") == 2
+    assert [guest.read(guest.symbol("list") + 32 * i + 4) for i in range(3)] == [4 << 16 | 17, 0, 4 << 16 | 17]
+    assert guest.domain.vcpu.kernel_sp == 0x1234
+    assert guest.reg("eax") == 0 and guest.machine.state.eip == guest.symbol("stop")
+
+
+def test_a_trap_table_without_end_makes_way() -> None:
+    """A table may be as long as the guest's memory: it is read in pieces, when somebody waits."""
+    guest = started()
+    address = put(guest, struct.pack("<BBHI", 14, 0, 0xE019, 1) * 3 + bytes(8))
+    guest.domain.paging.domain.should_yield = lambda: True
+    with pytest.raises(Continued) as rest:
+        call(guest, Hypercall.SET_TRAP_TABLE, address)
+    assert rest.value.arguments == (address + 8,)

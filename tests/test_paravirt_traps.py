@@ -361,3 +361,102 @@ nowhere: db 6, 0
     outcome = guest.run()
     assert outcome.kind == "error" and "\n" not in outcome.detail
     assert re.search(line, outcome.detail), outcome.detail
+
+
+GATE = """
+        lea ebx, [list]
+        mov eax, gdt
+        shr eax, 12
+        mov ecx, [start_info]
+        mov ecx, [ecx + 68]
+        mov eax, [ecx + eax * 4]
+        mov [list], eax
+        mov ebx, gdt            ; read-only first, then a GDT
+        mov ecx, eax
+        shl ecx, 12
+        or ecx, 1
+        xor edx, edx
+        mov esi, 2
+        hypercall 14            ; update_va_mapping
+        mov ebx, list
+        mov ecx, 512
+        hypercall 2             ; set_gdt
+        mov [seen + 8], eax
+section .bss
+        alignb 4096
+page:   resb 4096
+section .data
+list:   dd 0
+section .text
+"""
+
+
+def gate(count: int, dpl: int) -> str:
+    """A GDT in a page of its own whose entry 2 is a call gate to `inside`, with parameters."""
+    return f"""
+        mov edi, page
+        mov eax, inside
+        mov [edi + 16], ax
+        mov word [edi + 18], KERNEL_CS
+        mov byte [edi + 20], {count}
+        mov byte [edi + 21], {0x8C | dpl << 5}
+        shr eax, 16
+        mov [edi + 22], ax
+gdt     equ page
+"""
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_process_calls_the_kernel_through_a_gate(count: int) -> None:
+    """The hypervisor makes the call: kernel's stack, parameters copied, and RETF comes back by itself."""
+    guest = domains.build(
+        SET_TRAPS
+        + gate(count, 3)
+        + GATE
+        + USER
+        + f"""
+user:   push dword 77
+        push dword 66
+        call 0x13:0
+after:  nop
+stop:   jmp stop
+inside: mov ebx, [esp + 8]
+        mov ebp, esp
+held:   retf {4 * count}
+pages   equ 4
+section .data
+traps:  dd 0, 0
+"""
+    )
+    guest.run_to("held", 200_000)
+    assert guest.read(guest.symbol("seen") + 8) == 0, "set_gdt"
+    assert (guest.reg("cs"), guest.reg("ss")) == (0xE019, 0xE021)
+    assert guest.reg("esp") == guest.symbol("kernel_stack") - 16 - 4 * count
+    frame = guest.words(guest.reg("esp"), 4 + count)
+    user_esp = guest.symbol("user_stack") - 8
+    assert frame == [guest.symbol("after"), 0xE02B, *([66, 77] if count else []), user_esp, 0xE033]
+    assert guest.count("emulated far transfer") == 1
+    guest.run_to("stop", 200_000)
+    assert guest.reg("cs") == 0xE02B and guest.reg("esp") == user_esp + 4 * count
+
+
+def test_a_gate_for_the_kernel_is_shut_to_processes() -> None:
+    """Its DPL is the guest's to choose: a process that may not gets #GP with the gate's selector."""
+    guest = domains.build(
+        SET_TRAPS
+        + gate(0, 1)
+        + GATE
+        + USER
+        + """
+user:   call 0x13:0
+inside:
+stop:   jmp stop
+refused: jmp refused
+pages   equ 1
+section .data
+traps:  trap 13, 0, refused
+        dd 0, 0
+"""
+    )
+    guest.run_to("refused", 200_000)
+    assert guest.words(guest.reg("esp"), 2) == [0x10, guest.symbol("user")]

@@ -58,6 +58,8 @@ def _set_trap_table(d: Domain, a: Arguments) -> int:
             return 0
         d.vcpu.traps[vector] = Handler(kernel_selector(cs), eip, flags)
         table += size
+        if d.paging.domain.should_yield():
+            raise Continued(table)
 
 
 def _set_callbacks(d: Domain, a: Arguments) -> int:

@@ -62,11 +62,25 @@ class Segments:
         self._quads = paging.domain.memory.quads
         self._own: dict[int, Segment] = {}  # of the hypervisor's page, which never changes
 
+    def descriptor(self, selector: int) -> Descriptor | None:
+        """The eight bytes themselves, for what is no segment."""
+        value = self._value(selector)
+        return None if value is None else Descriptor(value & 0xFFFFFFFF, value >> 32)
+
     def find(self, selector: int) -> Segment | None:
         """The segment of a selector that is not null; None past its table's end, or where there is no table."""
         own = self._own.get(selector)
         if own is not None:
             return own
+        value = self._value(selector)
+        if value is None:
+            return None
+        found = _segment(value)
+        if not selector & TABLE_INDICATOR and (selector & 0xFFFF) >= FIRST_RESERVED_GDT_BYTE:
+            self._own[selector] = found
+        return found
+
+    def _value(self, selector: int) -> int | None:
         offset = selector & ~(RPL | TABLE_INDICATOR) & 0xFFFF
         if not selector & TABLE_INDICATOR:
             if offset >= _GDT_SIZE:
@@ -81,7 +95,4 @@ class Segments:
                 mfn = self._area.shown(page)
             if not mfn:
                 return None
-        found = _segment(self._quads[mfn << 9 | offset >> 3 & 511])
-        if not selector & TABLE_INDICATOR and offset >= FIRST_RESERVED_GDT_BYTE:
-            self._own[selector] = found
-        return found
+        return self._quads[mfn << 9 | offset >> 3 & 511]

@@ -26,7 +26,7 @@ from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
 from vmm.machine.sites import STRING_PORT
 from vmm.machine.strings import StringPort
-from vmm.monitor.paravirt import hypercalls, writes
+from vmm.monitor.paravirt import gates, hypercalls, writes
 from vmm.monitor.paravirt.abi.hypercalls import HYPERCALL_VECTOR, Hypercall
 from vmm.monitor.paravirt.abi.services import EMULATE_PREFIX
 from vmm.monitor.paravirt.access import GuestAccess
@@ -158,13 +158,11 @@ class ParavirtMonitor:
 
     def _hardware(self, vector: int, error_code: int) -> str | None:
         try:
-            if (
-                vector == Vector.GP
-                and not error_code
-                and (instruction := self.machine.decode_here()) is not None
-            ):
-                if self._emulates(instruction):
+            if vector == Vector.GP and (instruction := self.machine.decode_here()) is not None:
+                if not error_code and self._emulates(instruction):
                     return f"emulated {instruction.mnemonic}"
+                if error_code and self._goes_through_gate(instruction, error_code):
+                    return "emulated far transfer"
             elif vector == Vector.UD and self._forced_cpuid():
                 return "emulated CPUID"
         except (Fault, PageFault) as fault:
@@ -179,6 +177,14 @@ class ParavirtMonitor:
         """Whether an instruction that raised #GP is one that the hypervisor emulates, and has been."""
         stepping = bool(self.state.system_flags & EFlags.TF)
         if not emulate(self.domain, instruction):
+            return False
+        self.machine.finish_emulated(stepping)
+        return True
+
+    def _goes_through_gate(self, instruction: Instruction, error_code: int) -> bool:
+        """Whether the #GP was a far transfer through a call gate, which has now been made."""
+        stepping = bool(self.state.system_flags & EFlags.TF)
+        if not gates.transfer(self.domain, instruction, error_code):
             return False
         self.machine.finish_emulated(stepping)
         return True

@@ -64,7 +64,7 @@ class Traps:
         self, machine: Machine, vcpu: VirtualCpu, shared: SharedInfo, guest: GuestMemory, segments: Segments
     ) -> None:
         self._machine, self._state = machine, machine.state
-        self._vcpu, self._shared, self._guest, self._segments = vcpu, shared, guest, segments
+        self._vcpu, self._shared, self._guest, self.segments = vcpu, shared, guest, segments
         self.processor = BareProcessor(machine.state, machine.linear)
         self.mark_accessed: Callable[[int], None] = lambda _selector: None  # of a descriptor that was loaded
 
@@ -127,13 +127,17 @@ class Traps:
         self._shared.upcall_mask = not eflags & EFlags.IF
         self._resume(frame)
 
+    def enter(self, frame: Frame) -> None:
+        """Go on there."""
+        self._resume(frame)
+
     def check_data_segments(self) -> None:
         """Load DS, ES, FS and GS anew, as for a domain that comes back to the CPU."""
         state = self._state
         selectors = tuple(state.selector(segment) for segment in _DATA_SEGMENTS)
         bad = False
         for segment, selector in zip(_DATA_SEGMENTS, selectors, strict=True):
-            found = None if selector & ~RPL == 0 else self._segments.find(selector)
+            found = None if selector & ~RPL == 0 else self.segments.find(selector)
             if selector & ~RPL and not _loadable(found, selector, state.cpl):
                 bad = True
                 state.load_null(segment)
@@ -196,7 +200,7 @@ class Traps:
         frame.eflags &= ~_CLEARED
 
     def _push(self, ss: int, esp: int, words: list[int]) -> None:
-        stack = self._segments.find(ss) if ss & ~RPL else None
+        stack = self.segments.find(ss) if ss & ~RPL else None
         if stack is None or not stack.present or not stack.is_stack:
             raise GuestError(
                 f"a trap at EIP {self._state.eip:#x} finds no kernel stack: SS {ss:#x} is none; "
@@ -247,7 +251,7 @@ class Traps:
     def _checked(self, cs: int, ss: int) -> tuple[Segment, Segment]:
         """Code and stack segment that may be returned to; raises `Fault`."""
         ring = cs & RPL
-        code = self._segments.find(cs) if cs & ~RPL else None
+        code = self.segments.find(cs) if cs & ~RPL else None
         error = cs & (SelectorError.INDEX | SelectorError.TI)
         if code is None or not code.is_code or not ring:
             raise Fault(Vector.GP, error)
@@ -255,7 +259,7 @@ class Traps:
             raise Fault(Vector.GP, error)
         if not code.present:
             raise Fault(Vector.NP, error)
-        stack = self._segments.find(ss) if ss & ~RPL else None
+        stack = self.segments.find(ss) if ss & ~RPL else None
         error = ss & (SelectorError.INDEX | SelectorError.TI)
         if stack is None or not stack.is_stack or ss & RPL != ring or stack.dpl != ring:
             raise Fault(Vector.GP, error)
