@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from tests.machines import encoder
 from vmm.image.asm import Assembly, assemble_text
 from vmm.image.load import from_assembly
+from vmm.machine.clock import Clock
 from vmm.machine.machine import Machine, Outcome
 from vmm.monitor.paravirt.builder import Builder, Kernel, KernelSegment
 from vmm.monitor.paravirt.machinery import Domain
@@ -123,7 +124,9 @@ class Guest:
         return row.count if row else 0
 
 
-def build(source: str, *, memory: int = MEMORY, command_line: str = "") -> Guest:
+def build(
+    source: str, *, memory: int = MEMORY, command_line: str = "", clock: Clock | None = None
+) -> Guest:
     """A domain at the first instruction of `source` (after the prelude's own, which saves ESI)."""
     assembly = assemble(source)
     image = from_assembly("test.asm", assembly)
@@ -137,7 +140,7 @@ def build(source: str, *, memory: int = MEMORY, command_line: str = "") -> Guest
         command_line=command_line,
     )
     console = bytearray()
-    machine = Machine(memory, console=console.extend)
+    machine = Machine(memory, clock=clock, console=console.extend)
     monitor = Builder(machine, kernel).build()
     machine.attach(monitor)
     return Guest(machine, monitor, assembly, console)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import threading
 
 import pytest
 
 from tests import domains
 from tests.test_paravirt_hypercalls import call, put, started
+from vmm.machine.clock import HostClock
 from vmm.monitor.paravirt.abi.errors import Errno
 from vmm.monitor.paravirt.abi.hypercalls import Hypercall
 from vmm.monitor.paravirt.time import TICK, TSC_MULTIPLIER, TSC_SHIFT, DomainTime
@@ -332,3 +334,66 @@ again:  hypercall 17
     assert bytes(whole.machine.memory.bytes) == bytes(pieces.machine.memory.bytes)
     counts = [{name: row.count for name, row in g.machine.exits.rows.items()} for g in (whole, pieces)]
     assert counts[0] == counts[1]
+
+
+def test_an_event_that_came_while_masked_is_delivered_at_the_next_tick() -> None:
+    """A kernel that unmasks and does not look is told when the hypervisor next has the processor."""
+    guest = domains.build(
+        TIMER
+        + MAP_SHARED
+        + """
+        mov ebx, 6
+        xor ecx, ecx
+        mov edx, period
+        hypercall 24            ; set_periodic_timer: 1 ms
+        mov ecx, 150000
+spin:   dec ecx
+        jnz spin
+        mov eax, [shared]
+        mov byte [eax + 1], 0   ; a tick is pending now
+unmasked:
+        jmp stop
+section .data
+period: dd 1000000, 0
+section .text
+"""
+        + UPCALL
+    )
+    guest.run(299_000)
+    assert guest.domain.shared.upcall_pending and guest.read("seen") == 0
+    guest.run(390_000)
+    assert guest.machine.state.eip == guest.symbol("stop") and guest.read("seen") == 0
+    guest.run(410_000)
+    assert guest.read("seen") == 1
+
+
+def test_a_domain_is_interrupted_by_the_hosts_clock() -> None:
+    """Nobody sees it let events in, so it is never run uncounted: its timer stops the CPU."""
+    guest = domains.build(
+        TIMER
+        + MAP_SHARED
+        + """
+        mov ebx, 6
+        xor ecx, ecx
+        mov edx, period
+        hypercall 24
+        mov eax, [shared]
+        mov byte [eax + 1], 0
+busy:   cmp dword [seen], 3
+        jb busy
+        mov ebx, 2
+        mov ecx, why
+        hypercall 29
+section .data
+period: dd 5000000, 0
+why:    dd 0
+section .text
+"""
+        + UPCALL,
+        clock=HostClock(),
+    )
+    late = threading.Timer(20, guest.machine.poke, ("timeout",))
+    late.start()
+    outcome = guest.machine.run(free=True)
+    late.cancel()
+    assert outcome.kind == "halt" and guest.read("seen") == 3

@@ -40,7 +40,7 @@ class Domain:
         self.traps = Traps(machine, self.vcpu, shared, self.guest, Segments(paging))
         self.events = EventChannels(shared, DOMAIN_ID)
         self.events.raised = self._raised
-        self.time = DomainTime(machine.now, lambda: self.events.raise_virq(Virq.TIMER))
+        self.time = DomainTime(machine.now, self._timer)
         self.time.updated = self.write_time
         self.time.poll_over = self._wake
         self.time.moved = machine.deadline_moved
@@ -103,6 +103,13 @@ class Domain:
     def _raised(self, port: int) -> None:
         self.entered = True
         if self.shared.deliverable or (self.polled is not None and port in self.polled):
+            self._wake()
+
+    def _timer(self) -> None:
+        """A timer of the domain's has gone off: an entry into the hypervisor, whatever becomes of the event."""
+        self.entered = True
+        self.events.raise_virq(Virq.TIMER)
+        if self.shared.deliverable:
             self._wake()
 
     def _wake(self) -> None:
