@@ -236,7 +236,7 @@ def lab(
     assembly = assemble(source)
     console = bytearray()
     machine = Machine(size, engine=engine, clock=clock, console=console.extend)
-    boot(machine, assembly.entry, 0, 0)
+    boot(machine, assembly.entry)
     for address, data in (*tables(gdt, idt), (assembly.origin, assembly.data), *memory):
         machine.memory.load(address, data)
     for port in (0x21, 0xA1):

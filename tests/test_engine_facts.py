@@ -290,7 +290,7 @@ def _run_guest(expectation: Expectation, mode: str, engine: Engine) -> tuple[obj
     image = _image(EXPECTATIONS.index(expectation))
     for segment in image.segments:
         machine.memory.load(segment.address, segment.data)
-    boot(machine, image.entry, image.eax, image.ebx)
+    boot(machine, image.entry, image.registers)
     control = MODES[mode].attach(machine)
     machine.attach(control)
     machine.devices.uart.receive(expectation.input)

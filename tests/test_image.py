@@ -32,17 +32,17 @@ def write(folder: Path, name: str, data: bytes) -> Path:
 
 def information(image: Image) -> bytes:
     """The multiboot information structure, found as a guest finds it."""
-    (segment,) = (s for s in image.segments if s.address == image.ebx)
+    (segment,) = (s for s in image.segments if s.address == image.registers["ebx"])
     return segment.data
 
 
 def own_segments(image: Image) -> tuple[Segment, ...]:
-    return tuple(s for s in image.segments if s.address != image.ebx)
+    return tuple(s for s in image.segments if s.address != image.registers["ebx"])
 
 
 def string_at(image: Image, address: int) -> bytes:
     data = information(image)
-    return data[address - image.ebx :].split(b"\0", 1)[0]
+    return data[address - image.registers["ebx"] :].split(b"\0", 1)[0]
 
 
 def multiboot_header(*addresses: int, flags: int = 1 << 16) -> bytes:
@@ -108,8 +108,8 @@ def test_every_format_starts_as_multiboot_has_it(tmp_path: Path) -> None:
         load_image(tmp_path / "hello.elf", memory=MEMORY),
         load_image(write(tmp_path, "guest.bin", b"\xf4"), memory=MEMORY),
     ):
-        assert image.eax == 0x2BADB002
-        assert 0x9000 <= image.ebx < 0x9F000
+        assert image.registers["eax"] == 0x2BADB002
+        assert 0x9000 <= image.registers["ebx"] < 0x9F000
         assert struct.unpack_from("<I", information(image))[0] & 1
 
 
@@ -125,8 +125,8 @@ def test_the_information_tells_memory_map_command_line_and_loader(tmp_path: Path
     assert string_at(image, struct.unpack_from("<I", data, 64)[0]) == b"vmm"
     length, address = struct.unpack_from("<2I", data, 44)
     regions = []
-    at = address - image.ebx
-    while at < address - image.ebx + length:
+    at = address - image.registers["ebx"]
+    while at < address - image.registers["ebx"] + length:
         size, base, region, kind = struct.unpack_from("<IQQI", data, at)
         regions.append((base, region, kind))
         at += size + 4

@@ -168,7 +168,7 @@ def guest(seed: int) -> Image:
     tables = [(GDT, gdt), (IDT, idt), (LDT, ldt), (TSS, bytes(tss)), (TABLES + 0x4000, pointers)]
     tables += [(PAGES, struct.pack("<1024I", *directory)), (PAGES + 0x1000, struct.pack("<1024I", *table))]
     segments = [Segment(LOAD, bytes(code), len(code))] + [Segment(a, d, len(d)) for a, d in tables]
-    return Image(f"fuzz {seed}", tuple(segments), LOAD, eax=0x2BADB002, ebx=0x9000)
+    return Image(f"fuzz {seed}", tuple(segments), LOAD, registers={"eax": 0x2BADB002, "ebx": 0x9000})
 
 
 def run_case(seed: int, mode: str, verbose: bool = False) -> str:

@@ -130,7 +130,7 @@ class Mode:
             raise ImageError(f"{image.name}: it is made for Xen's interface: run it with --mode pv")
         for segment in image.segments:
             machine.memory.load(segment.address, segment.data)
-        boot(machine, image.entry, image.eax, image.ebx)
+        boot(machine, image.entry, image.registers, image.selectors)
         return (attach or self.attach)(machine)
 
 

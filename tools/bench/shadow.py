@@ -130,7 +130,7 @@ def switching(
         frame = FRAMES + n * pages * 4096
         entries = [frame + 4096 * i | 7 for i in range(pages)] + [FRAMES | 7]
         machine.memory.load(TABLES + 4096 * n, struct.pack(f"<{len(entries)}I", *entries))
-    boot(machine, CODE, 0, 0)
+    boot(machine, CODE)
     machine.state.esp = STACK
 
     class Monitor(TrapMonitor):

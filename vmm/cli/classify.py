@@ -68,7 +68,7 @@ def _hex(text: str) -> bytes:
 
 def _annotations(image: Image) -> list[Annotation]:
     """Of each source line; without a source, a linear sweep over all that is loaded, data included."""
-    own = [s for s in image.segments if s.data and s.address != image.ebx]
+    own = [s for s in image.segments if s.data and s.address != image.registers.get("ebx")]
     if not image.lines:
         size = sum(len(segment.data) for segment in own)
         if size > LARGEST_SWEEP:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from vmm.cli import differences, status, values
 from vmm.cli.builds import builds_of, refuse
 from vmm.cli.exits import grouped
-from vmm.cli.guest import check_distinct, open_output, replace_output
+from vmm.cli.guest import check_distinct, memory_of, open_output, replace_output
 from vmm.cli.interrupts import Interrupts
 from vmm.cli.table import Cell, lines_of, listed, notes_of
 from vmm.cli.terminal import page, printable
@@ -33,7 +33,7 @@ SHOWN_LINES = 12  # of the consoles' differences
 def compare(options: argparse.Namespace) -> int:
     """The command; returns the exit status."""
     modes = list(MODES) if options.modes is None else values.modes(options.modes, MODES)
-    memory = values.memory_size(options.memory)
+    memory = memory_of(options)
     limit = DEFAULT_LIMIT
     if options.max_instructions is not None:
         limit = values.count("--max-instructions", options.max_instructions)

@@ -11,9 +11,18 @@ from pathlib import Path
 from vmm.cli import values
 from vmm.errors import OutputError, UsageError
 from vmm.image.image import DEFAULT_LOAD, Image
-from vmm.image.load import is_source, load_image
+from vmm.image.linux import DEFAULT_MEMORY
+from vmm.image.load import is_kernel, is_source, load_image
 
 LARGEST = 3 << 30  # memory for commands that run nothing
+USUAL_MEMORY = 16 << 20
+
+
+def memory_of(options: argparse.Namespace) -> int:
+    """Bytes of RAM that `options` ask for, or that suit such a guest. Raises `UsageError`."""
+    if options.memory is not None:
+        return values.memory_size(options.memory)
+    return DEFAULT_MEMORY if is_kernel(values.path(options.guest)) else USUAL_MEMORY
 
 
 def image_of(options: argparse.Namespace, memory: int = LARGEST) -> Image:
@@ -32,6 +41,7 @@ def image_of(options: argparse.Namespace, memory: int = LARGEST) -> Image:
         command_line=getattr(options, "append", ""),
         load=DEFAULT_LOAD if load is None else values.address("--load", load),
         entry=None if entry is None else values.address("--entry", entry),
+        modules=values.modules(getattr(options, "initrd", None), getattr(options, "modules", ())),
     )
 
 

@@ -17,7 +17,7 @@ from vmm.cli import status
 from vmm.errors import AssemblyError, Interrupted, OutputError, UsageError, VmmError
 
 EPILOG = """\
-GUEST is 32-bit assembly (.asm), a multiboot ELF, or a flat binary. Start with
+GUEST is 32-bit assembly (.asm), a multiboot ELF, a Linux kernel (bzImage), or a flat binary. Start with
 
   python -m vmm run guests/hello.asm
   python -m vmm compare guests/popf.asm
@@ -169,12 +169,14 @@ def _command(commands: Commands[Parser], name: str, summary: str) -> Parser:
 
 def _guest_options(parser: Parser) -> None:
     add = parser.add_argument
-    add("guest", metavar="GUEST", help="a .asm, a multiboot ELF or a flat binary")
-    add("-m", metavar="SIZE", default="16M", dest="memory", help="memory: 16M (the default), 1G, 4096K, ...")
+    add("guest", metavar="GUEST", help="a .asm, a multiboot ELF, a Linux kernel or a flat binary")
+    add("-m", metavar="SIZE", dest="memory", help="memory: 1G, 4096K, ... (default: 16M; for Linux 128M)")
     add("-D", metavar="NAME=VALUE", action="append", default=[], dest="defines", help="define for a .asm")
     add("--load", metavar="ADDR", help="where a flat binary goes (default 0x100000)")
     add("--entry", metavar="ADDR", help="where a flat binary starts (default: its first byte)")
     add("--append", metavar="TEXT", default="", help="the command line that the guest gets")
+    add("--initrd", metavar="FILE", help="Linux's initial RAM disk; for another guest, its first module")
+    add("--module", metavar="FILE[,TEXT]", action="append", default=[], dest="modules", help="a multiboot module")
     add("--input", metavar="FILE", help="what the guest can read from its serial port; - is standard input")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
 
 from vmm.cli import values
-from vmm.cli.guest import check_distinct, image_of, open_output
+from vmm.cli.guest import check_distinct, image_of, memory_of, open_output
 from vmm.cli.interrupts import Interrupts
 from vmm.cli.main import say
 from vmm.cli.screen import Screen
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     if options.clock not in CLOCKS:
         raise UsageError(f"clock {options.clock!r} does not exist: choose {' or '.join(CLOCKS)}")
     attach = _attach(options, mode)
-    memory = values.memory_size(options.memory)
+    memory = memory_of(options)
     limit = options.max_instructions and values.count("--max-instructions", options.max_instructions)
     timeout = options.timeout and values.seconds("--timeout", options.timeout)
     if options.dump_translations is not None and mode != "bt":

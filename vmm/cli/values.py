@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmm.image.load import ModuleFile
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 INPUT_LIMIT = 16 << 20  # bytes of --input
@@ -71,6 +75,21 @@ def defines(texts: Iterable[str]) -> dict[str, str]:
         if not (plain.isascii() and plain.isalnum()) or name[0].isdigit():
             raise UsageError(f"-D {text}: not a definition: give NAME=VALUE, such as -D HZ=100")
         found[name] = value
+    return found
+
+
+def modules(initrd: str | None, texts: Iterable[str]) -> list[ModuleFile]:
+    """The files of --initrd and of each --module, `FILE` or `FILE,ARGUMENTS`."""
+    from vmm.image.load import ModuleFile
+
+    found = []
+    for option, text in (("--initrd", initrd), *(("--module", text) for text in texts)):
+        if text is None:
+            continue
+        name, _, arguments = text.partition(",") if option == "--module" else (text, "", "")
+        if not name:
+            raise UsageError(f"{option} {text}: the file's name is empty: give one")
+        found.append(ModuleFile(Path(name), arguments))
     return found
 
 

@@ -61,8 +61,10 @@ def build_elf(guest: Image | Assembly, path: Path) -> None:
     `ImageError` if the image cannot be loaded anywhere or the file cannot be written.
     """
     image = guest if isinstance(guest, Image) else from_assembly(path.name, guest)
-    own = [s for s in image.segments if not (image.eax == multiboot.BOOT_MAGIC and s.address == image.ebx)]
-    segments = checked(replace(image, segments=tuple(own)), ADDRESS_SPACE)
+    own = image.segments
+    if image.registers.get("eax") == multiboot.BOOT_MAGIC:
+        own = tuple(s for s in own if s.address != image.registers["ebx"])
+    segments = checked(replace(image, segments=own), ADDRESS_SPACE)
     data = elf_bytes(segments, image.entry, image.symbols, image.xen)
     try:
         path.write_bytes(data)

@@ -7,7 +7,7 @@ be used as addresses, whatever the format they came in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ ADDRESS_SPACE = 1 << 32
 LOWEST = 0x1000  # the page below holds what a loader leaves there, the first GDT among it
 HOLE_START, HOLE_END = 0xA0000, 0x100000  # video memory and ROM of a PC: no RAM for an image
 DEFAULT_LOAD = HOLE_END
+AVAILABLE, RESERVED = 1, 2  # kinds of memory, by the numbers of the BIOS's map and of multiboot's
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +51,30 @@ class Segment:
 
 @dataclass(frozen=True)
 class Image:
-    """A guest, ready to be put into memory and started at `entry` with these registers.
+    """A guest, ready to be put into memory and started at `entry`.
 
-    One for Xen's interface has `xen`; its addresses are virtual, and who builds its domain starts it.
+    `registers` are the general registers that its boot protocol fills, by name (`eax`), the others being 0;
+    `selectors` are those by which it finds the flat code and data segments in the GDT. One for Xen's interface has
+    `xen`; its addresses are virtual, and who builds its domain starts it.
     """
 
     name: str
     segments: tuple[Segment, ...]
     entry: int
-    eax: int = 0
-    ebx: int = 0
+    registers: Mapping[str, int] = field(default_factory=dict)
+    selectors: tuple[int, int] = (0x08, 0x10)
     symbols: dict[str, int] = field(default_factory=dict)
     lines: tuple[SourceLine, ...] = ()
     xen: XenGuest | None = None
     command_line: str = ""
+
+
+def memory_map(memory: int) -> tuple[tuple[int, int, int], ...]:
+    """Base, length and kind of each region of a PC with `memory` bytes of RAM, as firmware tells it."""
+    regions = [(0, min(memory, HOLE_START), AVAILABLE), (HOLE_START, HOLE_END - HOLE_START, RESERVED)]
+    if memory > HOLE_END:
+        regions.append((HOLE_END, memory - HOLE_END, AVAILABLE))
+    return tuple(regions)
 
 
 def size_text(size: int) -> str:

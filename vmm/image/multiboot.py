@@ -11,10 +11,11 @@ Source: Multiboot Specification 0.6.96, 3.1 (header), 3.2 (machine state), 3.3 (
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vmm.errors import ImageError
-from vmm.image.image import ADDRESS_SPACE, HOLE_END, HOLE_START, Segment, size_text
+from vmm.image.image import ADDRESS_SPACE, HOLE_END, HOLE_START, Segment, memory_map, size_text
 
 HEADER_MAGIC = 0x1BADB002
 BOOT_MAGIC = 0x2BADB002  # in EAX at entry
@@ -28,9 +29,18 @@ UNDERSTOOD = FLAG_PAGE_ALIGN | FLAG_MEMORY
 INFO_ADDRESS = 0x9E000
 INFO_END = 0x9F000
 LOADER_NAME = b"vmm\0"
-INFO_MEMORY, INFO_CMDLINE, INFO_MMAP, INFO_LOADER_NAME = 1 << 0, 1 << 2, 1 << 6, 1 << 9
+INFO_MEMORY, INFO_CMDLINE, INFO_MODULES, INFO_MMAP, INFO_LOADER_NAME = 1 << 0, 1 << 2, 1 << 3, 1 << 6, 1 << 9
+MODULE = struct.Struct("<4I")  # start, end, string, reserved
 INFO_SIZE = 120  # the structure up to its framebuffer fields, rounded up
-AVAILABLE, RESERVED = 1, 2
+MODULE_ALIGN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A file that is loaded beside the guest: its bytes, and the string that tells the guest of it."""
+
+    data: bytes
+    string: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,25 +139,54 @@ def place(name: str, header: Header, size: int) -> Placement:
     return Placement(a.load, offset, file_size, total, a.entry)
 
 
-def information(name: str, command_line: str, memory: int) -> Segment:
+def place_modules(
+    name: str, modules: Sequence[Module], image: Iterable[Segment], memory: int
+) -> list[Segment]:
+    """A segment a module, in their order, each on a page of its own above the image."""
+    at = max([HOLE_END, *(segment.end for segment in image)])
+    placed = []
+    for module in modules:
+        at = -(-at // MODULE_ALIGN) * MODULE_ALIGN
+        segment = Segment(at, module.data, len(module.data))
+        if segment.end > memory:
+            raise ImageError(
+                f"{name}: the module {module.string} at {segment} does not fit in {size_text(memory)} of memory: "
+                f"give at least {size_text(-(-segment.end // (1 << 20)) << 20)} with -m"
+            )
+        placed.append(segment)
+        at = segment.end
+    return placed
+
+
+def information(
+    name: str,
+    command_line: str,
+    memory: int,
+    modules: Sequence[Module] = (),
+    placed: Sequence[Segment] = (),
+) -> Segment:
     """The information structure with its memory map and strings, to be put at `INFO_ADDRESS` (3.3).
 
-    The command line's first word is the image's name, as GRUB and QEMU have it. `memory` is bytes of RAM.
+    The command line's first word is the image's name, as GRUB and QEMU have it. `memory` is bytes of RAM. `placed`
+    says where each of `modules` lies.
     """
-    text = f"{name} {command_line}".rstrip() if command_line else name
-    arguments = text.encode("utf-8", "surrogateescape")
-    if b"\0" in arguments:
-        raise ImageError(f"{name}: the guest's command line contains a NUL character: remove it")
-    regions = _memory_map(memory)
-    memory_map = b"".join(struct.pack("<IQQI", 20, base, length, kind) for base, length, kind in regions)
+    strings = [_string(name, f"{name} {command_line}".rstrip() if command_line else name)]
+    strings += [_string(name, module.string) for module in modules]
+    regions = memory_map(memory)
+    memory_regions = b"".join(struct.pack("<IQQI", 20, base, length, kind) for base, length, kind in regions)
     map_at = INFO_ADDRESS + INFO_SIZE
-    loader_at = map_at + len(memory_map)
-    command_at = loader_at + len(LOADER_NAME)
-    end = command_at + len(arguments) + 1
-    if end > INFO_END:
+    modules_at = map_at + len(memory_regions)
+    loader_at = modules_at + MODULE.size * len(modules)
+    at = command_at = loader_at + len(LOADER_NAME)
+    string_at = []
+    for string in strings:
+        string_at.append(at)
+        at += len(string)
+    if at > INFO_END:
+        what = "command line has" if not modules else "and the modules' command lines have"
         raise ImageError(
-            f"{name}: the guest's command line has {len(arguments)} bytes, "
-            f"{end - INFO_END} more than there is room for: shorten it"
+            f"{name}: the guest's {what} {sum(map(len, strings)) - len(strings)} bytes, "
+            f"{at - INFO_END} more than there is room for: shorten it"
         )
     if memory < INFO_END:
         raise ImageError(
@@ -156,26 +195,29 @@ def information(name: str, command_line: str, memory: int) -> Segment:
         )
     fixed = struct.pack(
         "<18I",
-        INFO_MEMORY | INFO_CMDLINE | INFO_MMAP | INFO_LOADER_NAME,
+        INFO_MEMORY | INFO_CMDLINE | INFO_MODULES * bool(modules) | INFO_MMAP | INFO_LOADER_NAME,
         min(memory, HOLE_START) >> 10,
         max(0, min(memory, ADDRESS_SPACE) - HOLE_END) >> 10,
         0,  # boot_device: absent
         command_at,
-        *(0, 0),  # modules: absent
+        *((len(modules), modules_at) if modules else (0, 0)),
         *(0, 0, 0, 0),  # symbols: absent
-        len(memory_map),
+        len(memory_regions),
         map_at,
         *(0, 0, 0),  # drives, ROM configuration: absent
         loader_at,
         0,  # APM: absent
     )
-    data = fixed.ljust(INFO_SIZE, b"\0") + memory_map + LOADER_NAME + arguments + b"\0"
+    table = [
+        MODULE.pack(at.address, at.end, string, 0) for at, string in zip(placed, string_at[1:], strict=True)
+    ]
+    data = b"".join((fixed.ljust(INFO_SIZE, b"\0"), memory_regions, *table, LOADER_NAME, *strings))
     return Segment(INFO_ADDRESS, data, len(data))
 
 
-def _memory_map(memory: int) -> tuple[tuple[int, int, int], ...]:
-    """Base, length, kind of each region; addresses above 1 MiB are RAM up to `memory`."""
-    regions = [(0, min(memory, HOLE_START), AVAILABLE), (HOLE_START, HOLE_END - HOLE_START, RESERVED)]
-    if memory > HOLE_END:
-        regions.append((HOLE_END, memory - HOLE_END, AVAILABLE))
-    return tuple(regions)
+def _string(name: str, text: str) -> bytes:
+    """A C string for the guest."""
+    data = text.encode("utf-8", "surrogateescape")
+    if b"\0" in data:
+        raise ImageError(f"{name}: the guest's command line contains a NUL character: remove it")
+    return data + b"\0"
