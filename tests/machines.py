@@ -9,7 +9,7 @@ and reads registers and memory. Everything works in every mode, because the moni
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vmm.image.asm import Assembly, Encoder, Keystone, assemble_text
@@ -225,10 +225,12 @@ def lab(
     engine: Engine | None = None,
     clock: Clock | None = None,
     task: tuple[int, int] = (0x67, SystemType.TSS32_AVAILABLE),
+    attach: Callable[[Machine], Control] | None = None,
 ) -> Lab:
     """A machine in ring 0 at the first instruction of `source` (assembly text after `PRELUDE`, or raw bytes).
 
     `gdt` and `idt` replace entries, `memory` is laid over everything, `task` is (limit, type) of the TSS in TR.
+    `attach` takes the place of the mode's own.
     All interrupt lines are masked at the PICs; paging and interrupts are off.
     """
     if isinstance(source, bytes):
@@ -255,7 +257,7 @@ def lab(
         else:
             state.load_descriptor(SEGMENT_NAMES.index(name), value, {**GDT_ENTRIES, **gdt}[value & ~7])  # type: ignore[arg-type]
     state.store()
-    control = MODES[mode].attach(machine)
+    control = (attach or MODES[mode].attach)(machine)
     machine.attach(control)
     return Lab(machine, control, assembly, console)
 

@@ -20,7 +20,7 @@ from tests.equivalence import source, third
 from tests.equivalence.encode import encode, plain
 from tests.equivalence.guest import ATOMS, MEMORY, SALT, Chunk, Guest, guests, random_guest
 from tests.equivalence.mutants import MUTANTS, Mutant
-from tests.equivalence.run import BUDGET, compare, differences, observe, slices
+from tests.equivalence.run import BUDGET, Attach, compare, differences, observe, slices
 from tests.equivalence.shrink import shrink
 from tests.machines import encoder
 from tests.oracles import require
@@ -30,9 +30,17 @@ from vmm.image.image import Image
 from vmm.image.load import load_image
 from vmm.isa.disassemble import disassemble
 from vmm.isa.vectors import Vector
+from vmm.vm import hardware
 
-MODES = ("bt",)  # that must not be told from the bare machine
+# What must not be told from the bare machine: modes, and hvm with what can be asked of it.
+MODES = ("bt", "hvm")
+WAYS: dict[str, tuple[str, Attach | None]] = {
+    **{mode: (mode, None) for mode in MODES},
+    "hvm, all intercepts": ("hvm", hardware("all")),
+    "hvm, shadow": ("hvm", hardware("", "shadow")),
+}
 BATCHES, BATCH = 10, 20
+FEW = 30  # guests for each way that is not a mode of its own
 FOUND = sorted(source.FOUND.glob("*.asm"))
 
 
@@ -51,6 +59,14 @@ def test_a_random_guest_cannot_tell_the_mode(mode: str, batch: int) -> None:
         )
 
 
+@pytest.mark.parametrize("way", sorted(WAYS.keys() - {*MODES}))
+def test_nor_how_its_monitor_was_asked_to_work(way: str) -> None:
+    """The same with every intercept, and with shadow page tables."""
+    mode, attach = WAYS[way]
+    for number in range(FEW):
+        assert not compare(numbered("ways", number).image(), mode, attach=attach), number
+
+
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(guest=guests())
@@ -59,11 +75,12 @@ def test_a_small_guest_cannot_tell_the_mode(mode: str, guest: Guest) -> None:
     assert not compare(guest.image(), mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
-def test_what_was_once_told_apart_no_longer_is(path: Path, mode: str) -> None:
+def test_what_was_once_told_apart_no_longer_is(path: Path, way: str) -> None:
     """A guest that a mode once ran differently runs in each mode as on the bare machine."""
-    assert not compare(load_image(path, memory=MEMORY), mode)
+    mode, attach = WAYS[way]
+    assert not compare(load_image(path, memory=MEMORY), mode, attach=attach)
 
 
 def test_a_guest_that_is_paused_goes_on_as_if_it_had_not_been() -> None:

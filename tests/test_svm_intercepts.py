@@ -192,7 +192,6 @@ INSTRUCTIONS = {
     "stgi": "0f01dc",
     "clgi": "0f01dd",
     "skinit": "0f01de",
-    "rdtscp": "0f01f9",
     "wbinvd": "0f09",
     "monitor": "0f01c8",
     "mwait": "0f01c9",

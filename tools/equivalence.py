@@ -1,6 +1,8 @@
 """Campaigns of random guests: a mode against the bare machine, and the bare machine against QEMU.
 
     python -m tools.equivalence --guests 10000 --seed 1              bt, or another --mode
+    python -m tools.equivalence --mode hvm --intercept all           with these intercepts, too
+    python -m tools.equivalence --mode hvm --memory-virtualization shadow
     python -m tools.equivalence --guests 100 --seed 1 --qemu         QEMU instead
     python -m tools.equivalence --guests 10000 --seed 1 --start 812  go on at guest 812
     python -m tools.equivalence --slices                             the bare machine, paused now and then
@@ -26,22 +28,23 @@ from tests.equivalence import source, third
 from tests.equivalence.encode import plain
 from tests.equivalence.guest import Guest, random_guest
 from tests.equivalence.mutants import MUTANTS, Mutant
-from tests.equivalence.run import BUDGET, compare, differences, observe, slices
+from tests.equivalence.run import BUDGET, Attach, compare, differences, observe, slices
 from tests.equivalence.shrink import shrink
 from vmm.comparison import Comparer
-from vmm.vm import UNMODIFIED
+from vmm.errors import UsageError
+from vmm.vm import UNMODIFIED, hardware
 
 Check = Callable[[Guest], list[str]]
 PROGRESS_SECONDS = 10
 
 
-def against(mode: str, budget: int = BUDGET) -> Check:
+def against(mode: str, budget: int = BUDGET, attach: Attach | None = None) -> Check:
     """In what `mode` differs from the bare machine; an exception of ours is a difference, too."""
 
     def check(guest: Guest) -> list[str]:
         image = guest.image()
         try:
-            return compare(image, mode, budget=budget)
+            return compare(image, mode, budget=budget, attach=attach)
         except Exception as error:
             return [f"raised {type(error).__name__}: {error}"]
 
@@ -175,6 +178,15 @@ def hunt(mutant: Mutant, check: Check, seed: str, most: int) -> tuple[int, list[
     return most, []
 
 
+def variant(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Attach | None:
+    """How to attach hvm, if it was asked for in its own way. Raises `UsageError` for an unknown intercept."""
+    if options.intercept is None and options.memory_virtualization is None:
+        return None
+    if options.mode != "hvm":
+        parser.error("--intercept and --memory-virtualization go with --mode hvm")
+    return hardware(options.intercept or "", options.memory_virtualization or "nested")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,6 +195,8 @@ def main() -> int:
     parser.add_argument("--seed", default="1")
     parser.add_argument("--start", type=int, default=0, help="the number of the first guest")
     parser.add_argument("--mode", choices=sorted(UNMODIFIED), default="bt" if "bt" in UNMODIFIED else "native")
+    parser.add_argument("--intercept", metavar="NAMES", help="hvm: intercept these, too")
+    parser.add_argument("--memory-virtualization", choices=("nested", "shadow"), help="hvm: page tables")
     parser.add_argument("--qemu", action="store_true", help="compare the bare machine with QEMU")
     parser.add_argument("--slices", action="store_true", help="compare it with itself, paused now and then")
     parser.add_argument(
@@ -191,6 +205,10 @@ def main() -> int:
     parser.add_argument("--shrink-seconds", type=float, default=30)
     parser.add_argument("--found", type=Path, default=source.FOUND, help="the folder for failures")
     options = parser.parse_args()
+    try:
+        attach = variant(parser, options)
+    except UsageError as error:
+        parser.error(str(error))
     if options.mutate:
         return mutate(options.mode, options.seed, options.guests) and 1
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +217,7 @@ def main() -> int:
             if options.qemu
             else in_slices
             if options.slices
-            else against(options.mode)
+            else against(options.mode, attach=attach)
         )
         return campaign(check, options) and 1
 

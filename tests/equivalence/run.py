@@ -7,18 +7,21 @@ many instructions retired, and each exception and interrupt that was delivered t
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tests.equivalence.guest import MEMORY
 from vmm.events import Event
 from vmm.image.image import Image
 from vmm.isa.vectors import name
+from vmm.machine.control import Control
+from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.vm import VirtualMachine
 
 BUDGET = 60_000  # instructions; a guest that runs so long is compared where it stands
 SHOWN = 6  # differing bytes, events and records that are told
+Attach = Callable[[Machine], Control]  # in place of a mode's own way, such as what `vm.hardware` gives
 Delivery = tuple[int, int, int, int]  # vector, error code, EIP, retired instructions
 
 
@@ -36,7 +39,9 @@ class Observation:
     pages: dict[int, bytes] = field(repr=False)  # by address, those that may have changed
 
 
-def observe(image: Image, mode: str, budget: int = BUDGET, stops: Sequence[int] = ()) -> Observation:
+def observe(
+    image: Image, mode: str, budget: int = BUDGET, stops: Sequence[int] = (), attach: Attach | None = None
+) -> Observation:
     """Run `image` to its end or for `budget` instructions, pausing after so many as each of `stops` says."""
     deliveries: list[Delivery] = []
 
@@ -44,7 +49,7 @@ def observe(image: Image, mode: str, budget: int = BUDGET, stops: Sequence[int] 
         if event.kind == "delivered":
             deliveries.append((int(event.data["vector"]), int(event.data["error_code"]), event.eip, event.at))
 
-    vm = VirtualMachine(image, mode, memory=MEMORY, listeners=(note,))
+    vm = VirtualMachine(image, mode, memory=MEMORY, listeners=(note,), attach=attach)
     for stop in (*stops, budget):
         result = vm.run(stop)
         if result.outcome.kind != "budget":
@@ -141,9 +146,11 @@ def initial(image: Image, page: int) -> bytes:
 REFUSED = ("virtual-8086 mode", "bt mode virtualizes rings 0 and 3")
 
 
-def compare(image: Image, mode: str, reference: str = "native", budget: int = BUDGET) -> list[str]:
+def compare(
+    image: Image, mode: str, reference: str = "native", budget: int = BUDGET, attach: Attach | None = None
+) -> list[str]:
     """In what a mode differs from the reference on this guest; nothing where the mode refuses what it may."""
-    mine, theirs = observe(image, reference, budget), observe(image, mode, budget)
+    mine, theirs = observe(image, reference, budget), observe(image, mode, budget, attach=attach)
     if theirs.outcome[0] == "error" and any(what in theirs.detail for what in REFUSED):
         return []
     return differences(image, mine, theirs)

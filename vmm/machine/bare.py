@@ -58,7 +58,7 @@ class Bare:
 
     # Exceptions and interrupts
 
-    def exception(self, vector: int, error_code: int, software: bool) -> None:
+    def exception(self, vector: int, error_code: int, software: bool) -> str | None:
         self._must_be_protected(name(vector))
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
         if self.machine.run_state.listeners:
@@ -66,6 +66,7 @@ class Bare:
         delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
         if not software:
             self.machine.retire()  # a delivery takes time; that of INT n is the instruction's
+        return None
 
     def fault(self, fault: Fault | PageFault) -> None:
         if isinstance(fault, PageFault):

@@ -92,7 +92,7 @@ class Machine:
         self.engine.attach(self)
 
     fill: Callable[[int, int], tuple[int, int] | None]
-    intercepted: Callable[[int], str]  # who answers a #VMEXIT, and names it
+    intercepted: Callable[[int], str]  # who answers a #VMEXIT, and names it; "" if it will come again
 
     def attach(self, control: Control) -> None:
         """Who answers the exits from now on."""

@@ -33,6 +33,7 @@ class FrameTable:
         self._written = bytearray(frames)  # handed out writable since it last became data
         self.turned = 0
         self.touched: set[int] = set()  # pages that may have changed since the machine was made
+        self.log: set[int] | None = None  # if somebody asks: pages that may have changed since it was put there
         # Called with a physical page whose translations, wherever they are kept, no longer hold.
         self.on_turn: Callable[[int], None] = lambda _frame: None
         memory.on_host_write = self.host_wrote
@@ -50,10 +51,10 @@ class FrameTable:
         number = frame >> 12
         kind = self.kinds[number]
         if access == WRITE:
-            self.touched.add(frame)
+            self._touch(frame)
         if kind == MIXED:
             if writable:
-                self.touched.add(frame)
+                self._touch(frame)
                 return frame, _ALL
             return frame, PROT_READ | PROT_EXEC
         if access == FETCH:
@@ -67,7 +68,7 @@ class FrameTable:
         if kind == DATA:
             if writable:
                 self._written[number] = 1
-                self.touched.add(frame)
+                self._touch(frame)
                 return frame, _DATA
             return frame, PROT_READ
         if access != WRITE:
@@ -85,6 +86,11 @@ class FrameTable:
         self._engine.drop_code(frame, frame + PAGE)
         return frame, _DATA
 
+    def _touch(self, frame: int) -> None:
+        self.touched.add(frame)
+        if self.log is not None:
+            self.log.add(frame)
+
     def withhold(self, frame: int) -> None:
         """From now on no store reaches this page of RAM without a translation that has yet to be asked for."""
         number = frame >> 12
@@ -96,6 +102,6 @@ class FrameTable:
     def host_wrote(self, address: int, size: int) -> None:
         """The host changed RAM: code translated from these bytes is stale."""
         for start in {address & ~(PAGE - 1), address + size - 1 & ~(PAGE - 1)}:
-            self.touched.add(start)
+            self._touch(start)
             if start < self._memory.size and self.kinds[start >> 12] != DATA:
                 self._engine.drop_code(max(start, address), min(start + PAGE, address + size))

@@ -2,7 +2,7 @@
 
 Every handler has the same anatomy: the instruction at EIP is decoded, checked, done, and EIP moved past it. The
 guest's registers are the processor's own, so most instructions are done by what does them on the bare machine. What
-is intercepted only to be seen is let through: executed once with no intercept in force.
+is intercepted only to be seen is let through: executed once with no more intercepts in force than contain the guest.
 
 Source: AMD64 APM volume 2, 15.7 to 15.14; each instruction's page in volume 3.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from vmm.isa.decode import Instruction
 from vmm.isa.vectors import Vector
+from vmm.machine import debug
 from vmm.machine.cpu.state import EAX, ECX, EDX
 from vmm.machine.cpuid import cpuid
 from vmm.machine.delivery import Fault
@@ -63,6 +64,14 @@ def _to_cr(m: HardwareMonitor, i: Instruction) -> None:
     m.load_control_register(i.reg, m.state.get(i.rm))
 
 
+def _debug(m: HardwareMonitor, i: Instruction) -> None:
+    debug.move(m.state, m.debug, m.state.cr4, i)
+
+
+def _load_task_register(m: HardwareMonitor, i: Instruction) -> None:
+    m.load_task_register(i)
+
+
 def _invlpg(m: HardwareMonitor, i: Instruction) -> None:
     m.invalidate(i)
 
@@ -85,8 +94,10 @@ ANSWERS: dict[int, Answer] = {
     X.VMEXIT_WBINVD: _nothing,
     X.VMEXIT_INVLPG: _invlpg,
     X.VMEXIT_MSR: _msr,
+    X.VMEXIT_TR_WRITE: _load_task_register,
     **{X.VMEXIT_CR0_READ + n: _from_cr for n in range(16)},
     **{X.VMEXIT_CR0_WRITE + n: _to_cr for n in range(16)},
+    **dict.fromkeys(range(X.VMEXIT_DR0_READ, X.VMEXIT_DR15_WRITE + 1), _debug),
     **dict.fromkeys(
         (
             X.VMEXIT_VMRUN, X.VMEXIT_VMMCALL, X.VMEXIT_VMLOAD, X.VMEXIT_VMSAVE, X.VMEXIT_STGI, X.VMEXIT_CLGI,
@@ -99,14 +110,13 @@ ANSWERS: dict[int, Answer] = {
 # SMSW, LMSW and CLTS arrive as reads and writes of CR0, too.
 MOVES = frozenset(("0F20", "0F22"))
 
-# Let through, once: executed by the processor itself with no intercept in force.
+# Let through, once: executed by the processor itself. None of `intercepts.MINIMUM` is among them.
 LET_THROUGH = frozenset(
     (
-        *range(X.VMEXIT_CR0_READ, X.VMEXIT_DR15_WRITE + 1),
-        X.VMEXIT_CR0_SEL_WRITE, X.VMEXIT_IDTR_READ, X.VMEXIT_GDTR_READ, X.VMEXIT_LDTR_READ, X.VMEXIT_TR_READ,
-        X.VMEXIT_IDTR_WRITE, X.VMEXIT_GDTR_WRITE, X.VMEXIT_LDTR_WRITE, X.VMEXIT_TR_WRITE, X.VMEXIT_RDPMC,
-        X.VMEXIT_PUSHF, X.VMEXIT_POPF, X.VMEXIT_IRET, X.VMEXIT_SWINT, X.VMEXIT_PAUSE, X.VMEXIT_ICEBP,
-        X.VMEXIT_TASK_SWITCH, X.VMEXIT_FERR_FREEZE, X.VMEXIT_RSM, X.VMEXIT_RDTSCP, X.VMEXIT_MONITOR,
+        *range(X.VMEXIT_CR0_READ, X.VMEXIT_CR15_WRITE + 1),
+        X.VMEXIT_IDTR_READ, X.VMEXIT_GDTR_READ, X.VMEXIT_LDTR_READ, X.VMEXIT_TR_READ,
+        X.VMEXIT_IDTR_WRITE, X.VMEXIT_GDTR_WRITE, X.VMEXIT_LDTR_WRITE, X.VMEXIT_RDPMC, X.VMEXIT_PUSHF,
+        X.VMEXIT_POPF, X.VMEXIT_IRET, X.VMEXIT_SWINT, X.VMEXIT_PAUSE, X.VMEXIT_RSM, X.VMEXIT_MONITOR,
         X.VMEXIT_MWAIT,
     )
 )  # fmt: skip

@@ -31,13 +31,13 @@ _P, _RW, _A, _D = 1 << 0, 1 << 1, 1 << 5, 1 << 6
 
 
 class HostMemory:
-    """One guest's share of it: `vmcb` and the maps are views, the other names physical addresses."""
+    """One guest's share of it. `vmcb`, the maps and `view`, all of it, are views; other names, physical addresses."""
 
     def __init__(self, machine: Machine, base: int = BASE) -> None:
         assert not base & (2 << 20) - 1, "one page table covers it"
         self.base = base
         self._map = mmap.mmap(-1, _END)
-        view = memoryview(self._map)
+        self.view = view = memoryview(self._map)
         machine.engine.map_memory(base, _END, ctypes.addressof(ctypes.c_char.from_buffer(self._map)))
         self.entry = base + CODE
         view[CODE : CODE + len(_ENTER)] = _ENTER

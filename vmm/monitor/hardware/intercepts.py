@@ -20,6 +20,7 @@ from vmm.monitor.hardware import exits
 from vmm.monitor.hardware.exits import ExitCode
 from vmm.monitor.hardware.vmcb import INTERCEPTS, Vmcb
 
+_MISCELLANEOUS = Vmcb.ROWS["intercept_misc1"].offset
 MSR_MAP_SIZE = 0x2000
 IO_MAP_SIZE = 0x3000
 # The three ranges of the MSR permission map, 0x2000 registers and 0x800 bytes each (15.11).
@@ -110,7 +111,7 @@ MISC = {
         Row(_E.VMEXIT_STGI),
         Row(_E.VMEXIT_CLGI),
         Row(_E.VMEXIT_SKINIT),
-        Row(_E.VMEXIT_RDTSCP, reason="this CPU takes it for RDTSC", arrives_as=_E.VMEXIT_RDTSC),
+        Row(_E.VMEXIT_RDTSCP, By.NOBODY, "this machine does not have it: the instruction is #UD, take ud"),
         Row(_E.VMEXIT_ICEBP, By.NOBODY, f"{_NEVER}: the instruction is #UD to it, take ud"),
         Row(_E.VMEXIT_WBINVD),
         Row(_E.VMEXIT_MONITOR),
@@ -182,6 +183,13 @@ class Intercepts:
             _mask(code - exits.MISC2 for code in codes if exits.MISC2 <= code < exits.MISC3),
             0,
         )
+
+    def vectors(self) -> bytes:
+        """The vectors as this CPU keeps them while a guest is live (`layout.INTERCEPTS`): the last two first."""
+        vmcb = Vmcb.new()
+        self.write(vmcb)
+        registers, miscellaneous = vmcb.view[:_MISCELLANEOUS], vmcb.view[_MISCELLANEOUS : _MISCELLANEOUS + 8]
+        return bytes(miscellaneous) + bytes(registers)
 
     def msr_map(self) -> bytes:
         """The MSR permission map: 8 KiB, two bits a register, the lower for reads and the upper for writes."""

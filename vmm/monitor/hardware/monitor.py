@@ -35,7 +35,7 @@ from vmm.monitor.hardware.checks import check
 from vmm.monitor.hardware.exits import ExitCode, name
 from vmm.monitor.hardware.host import HostMemory
 from vmm.monitor.hardware.injection import EventInjection, EventType
-from vmm.monitor.hardware.intercepts import EVERY_MSR, MINIMUM, Intercepts
+from vmm.monitor.hardware.intercepts import EVERY_MSR, HOOKED_EXCEPTIONS, MINIMUM, Intercepts
 from vmm.monitor.hardware.nested import NestedTables
 from vmm.monitor.hardware.world import Guest, World
 from vmm.monitor.memory.shadow import ShadowMemory
@@ -43,9 +43,12 @@ from vmm.monitor.memory.shadow import ShadowMemory
 MemoryVirtualization = Literal["nested", "shadow"]
 # What shadow page tables must notice; a page fault comes to them as a look-up that the TLB's hook refuses.
 SHADOWING = Intercepts.parse("cr0-write,cr3-write,cr4-write,invlpg")
+_INVD = 0x0F08
+_TRAPS = (b"\xcc", b"\xce")  # INT3 and INTO
 _POLL, _HFLAGS = stub.POLL // 4, at.HFLAGS // 4
 _NPF_WRITE, _NPF_FETCH = 1 << 1, 1 << 4
 _INTERCEPTS = slice(at.INTERCEPTS.start, at.INTERCEPTS.stop)
+_CONTAINING = MINIMUM.vectors()
 _FLAT = 0xFFFFFFFF
 _GATES = (SystemType.INTERRUPT_GATE32, SystemType.TRAP_GATE32)
 _SVM_IN_RING_3 = range(0xD8, 0xE0)  # 0F 01 /3 with a register operand: VMRUN .. INVLPGA
@@ -75,6 +78,7 @@ class HardwareMonitor(Bare):
         self.policy = policy | MINIMUM
         self._one = False  # one instruction is being executed apart
         self._by_hand = False  # by the bare machine's own walk
+        self._undecided = False  # the last exit was left to be had again, with blocks counted
         self._loaded = b""  # the intercepts as VMRUN loaded them, while they are not in force
         machine.intercepted = self.intercept
         machine.ports.names = ("VMEXIT_IOIO IN (by hook)", "VMEXIT_IOIO OUT (by hook)")
@@ -133,12 +137,14 @@ class HardwareMonitor(Bare):
             self._exception(code - ExitCode.VMEXIT_EXCP0)
         else:
             retirement.settle()
-            self._instruction(code)
-        return name(code)
+            instruction = self.machine.decode_here()
+            if code == ExitCode.VMEXIT_WBINVD and instruction is not None and instruction.opcode == _INVD:
+                code = ExitCode.VMEXIT_INVD  # this CPU has one exit for both
+            self._instruction(code, instruction)
+        return "" if self._undecided else name(code)
 
-    def _instruction(self, code: int) -> None:
+    def _instruction(self, code: int, instruction: Instruction | None) -> None:
         machine, state = self.machine, self.state
-        instruction = machine.decode_here()
         answer = ANSWERS.get(code)
         if instruction is None or answer is None and code not in LET_THROUGH:
             raise GuestError(f"{name(code)} at EIP {state.eip:#x}: this monitor did not ask for it")
@@ -200,15 +206,28 @@ class HardwareMonitor(Bare):
     # One instruction at a time
 
     def _let_through(self) -> None:
-        """Have this instruction executed with no intercept in force."""
-        self.state.view[_INTERCEPTS] = bytes(len(self._loaded))
-        self._stop_after_one()
+        """Have this instruction executed with no intercept in force but those that contain the guest.
+
+        What is executed may be another one than was decoded, if the guest has changed its page tables behind the
+        TLB's back.
+        """
+        if self._can_stop():
+            self.state.view[_INTERCEPTS] = _CONTAINING
+            self._stop_after_one()
 
     def _step_by_hand(self) -> None:
         """Have it executed by the walk of the bare machine, for which reads and stores may differ."""
-        self._by_hand = True
-        self.machine.engine.use_own_mmu(False)
-        self._stop_after_one()
+        if self._can_stop():
+            self._by_hand = True
+            self.machine.engine.use_own_mmu(False)
+            self._stop_after_one()
+
+    def _can_stop(self) -> bool:
+        """Whether the CPU can be stopped after one instruction; if not, leave it, for the exit to come again."""
+        self._undecided = self.machine.run_state.free
+        if self._undecided:
+            self.machine.engine.stop()
+        return not self._undecided
 
     def _stop_after_one(self) -> None:
         """By an interrupt shadow, in which the engine executes one instruction, and no stop happens."""
@@ -220,6 +239,9 @@ class HardwareMonitor(Bare):
 
     def prepare(self) -> bool:
         self._end_one()
+        if self._undecided:
+            self._undecided = False
+            self.machine.count_from_here()
         return True
 
     def _end_one(self) -> None:
@@ -237,10 +259,19 @@ class HardwareMonitor(Bare):
 
     # Exceptions and interrupts
 
-    def exception(self, vector: int, error_code: int, software: bool) -> None:
-        if vector == Vector.GP and not error_code and not software and self._is_svm():
-            vector = Vector.UD
+    def exception(self, vector: int, error_code: int, software: bool) -> str | None:
+        better = None
+        if software:
+            if vector in HOOKED_EXCEPTIONS and vector in self.policy.exceptions and self._is_trap():
+                better = f"{name(ExitCode.VMEXIT_EXCP0 + vector)} (by hook)"
+        elif vector == Vector.GP and not error_code and self._is_svm():
+            vector, better = Vector.UD, "exception #UD"
         super().exception(vector, error_code, software)
+        return better
+
+    def _is_trap(self) -> bool:
+        """Whether what has just been executed is INT3 or INTO, and not INT 3 or INT 4."""
+        return self.machine.linear.code(self.state.linear_eip - 1 & 0xFFFFFFFF, 1) in _TRAPS
 
     def _is_svm(self) -> bool:
         """Whether a process executes an instruction of SVM: the guest has none, so it is undefined in every ring."""
@@ -311,7 +342,10 @@ class HardwareMonitor(Bare):
         if self.shadow is not None:
             if not self.state.words[_HFLAGS] & at.HF_GUEST:
                 return self.host.fill(address)
-            return self.shadow.fill(address, access)
+            found = self.shadow.fill(address, access)
+            if found is None and self.state.cpl == 3 and access != FETCH and self._implicit(address):
+                return self.shadow.fill_implicit(address, access)
+            return found
         return super().fill(address, access)
 
     def page_fault(self, address: int, access: int) -> str | None:
@@ -323,7 +357,8 @@ class HardwareMonitor(Bare):
             if fault is None:
                 return "hidden fault: store noticed"
             self.fault(fault)
-            return None
+            asked = Vector.PF in self.policy.exceptions
+            return f"{name(ExitCode.VMEXIT_EXCP14)} (by hook)" if asked else None
         try:
             self.machine.linear.translate(address, write=access == WRITE, user=self.state.cpl == 3)
         except PageFault as error:
@@ -357,6 +392,8 @@ class HardwareMonitor(Bare):
                 return msr in policy.msr_writes or msr not in EVERY_MSR
             case 0x0F32:
                 return msr in policy.msr_reads or msr not in EVERY_MSR
+            case 0x0F00:
+                return ExitCode.VMEXIT_TR_WRITE in policy.misc
         return False
 
     def write_msr(self, number: int, value: int) -> None:
@@ -367,6 +404,10 @@ class HardwareMonitor(Bare):
         machine = self.machine
         offset = value - (machine.tsc() - machine.guest_tsc_offset) & (1 << 64) - 1
         self.host.vmcb.tsc_offset = machine.guest_tsc_offset = offset
+
+    def load_task_register(self, instruction: Instruction) -> None:
+        """An intercepted LTR. Raises `Fault` and `PageFault`."""
+        self._load_task_register(instruction)
 
     def load_control_register(self, number: int, value: int) -> None:
         """An intercepted MOV to CR0, CR2, CR3 or CR4. Raises `Fault`."""

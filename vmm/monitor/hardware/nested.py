@@ -46,7 +46,6 @@ class NestedTables:
             quads[PAGE // 8 + i] = base + _OFFSET + i * PAGE | _P | _RW | _US | _A
         self.entries = view[_OFFSET:].cast("Q")  # by page number
         self._no_execute = _NX if machine.engine.nested_may_be_nx() else 0
-        self.dirty: set[int] | None = None  # frames stored to since `log_dirty`; None while nobody asks
         self._frames.on_turn = self._turned
 
     def reaches(self, address: int, access: int) -> bool:
@@ -61,21 +60,20 @@ class NestedTables:
         """Enter what this access needs, of those that `reaches` has; `near` as for `FrameTable.permissions`."""
         frame = address & ~(PAGE - 1)
         is_ram = self._memory.is_ram(frame)
-        storable = self.dirty is None or access == WRITE
+        storable = self._frames.log is None or access == WRITE
         where, perms = self._frames.permissions(frame, access, is_ram and storable, near)
-        if access == WRITE and self.dirty is not None:
-            self.dirty.add(frame)
         assert is_ram or where == ONES
         rights = (_RW if perms & PROT_WRITE else 0) | (0 if perms & PROT_EXEC else self._no_execute)
         self.entries[frame >> 12] = where | _LEAF | rights
 
     def log_dirty(self) -> frozenset[int]:
-        """From now on remember the frames that are stored to; those since the last call, none at the first.
+        """From now on remember the frames that may be stored to; those since the last call, none at the first.
 
-        By write protection, because this CPU marks nothing in nested entries.
+        By write protection, because this CPU marks nothing in nested entries; what the machine itself stores (a
+        frame of an exception, a mark in a page table, a device) is told by the memory.
         """
-        found = frozenset(self.dirty or ())
-        self.dirty = set()
+        found = frozenset(self._frames.log or ())
+        self._frames.log = set()
         for number in range(self._memory.size >> 12):
             if self.entries[number] & _RW:
                 self.entries[number] &= ~_RW
@@ -83,7 +81,7 @@ class NestedTables:
         return found
 
     def stop_logging(self) -> None:
-        self.dirty = None
+        self._frames.log = None
 
     def _turned(self, frame: int) -> None:
         """The frame's use has changed; who calls flushes the TLB."""

@@ -156,6 +156,10 @@ class ShadowMemory:
             return None
         return self._fill_guest(address, access, user)
 
+    def fill_implicit(self, address: int, access: int) -> tuple[int, int] | None:
+        """The same for an access that the processor makes on the supervisor's behalf, in whatever ring."""
+        return self._fill_guest(address, access, False)
+
     def fault_of(self, address: int, access: int) -> PageFault | None:
         """Why an access was refused: the guest's own fault, or None for one that is none of the guest's.
 
@@ -325,7 +329,10 @@ class ShadowMemory:
         may_store = storable and (rights & hw.RW or not user and not cr0 & CR0.WP)
         if access == FETCH:
             return frame, PROT_READ | PROT_EXEC | (PROT_WRITE if mixed and may_store else 0)
-        return frame, PROT_READ | PROT_WRITE if may_store else PROT_READ
+        if not may_store:
+            return frame, PROT_READ
+        # With the right to execute, the engine looks at what is stored over.
+        return frame, PROT_READ | PROT_WRITE | (PROT_EXEC if mixed else 0)
 
     def _walk(self, address: int, write: bool, user: bool) -> tuple[int, int, int, int] | None:
         """(physical page, directory's entry, frame of the table or NOBODY, last entry); None for a fault.
