@@ -377,7 +377,8 @@ class Machine:
         started = time.perf_counter_ns()
         reason = self.intercepted(code)
         self._resume()
-        self.exits.add(reason, time.perf_counter_ns() - started)
+        if reason:
+            self.exits.add(reason, time.perf_counter_ns() - started)
 
     def _resume(self) -> None:
         """Leave the engine if the loop has something to do before the next instruction."""
