@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "events"),
+    ("errors", "events", "expect"),
     ("isa",),
     ("image",),
     ("machine",),

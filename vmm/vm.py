@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmm.errors import ImageError
 from vmm.events import ExitTable, Listener
+from vmm.expect import Unread, shown
 from vmm.image.image import Image
 from vmm.machine.bare import Bare
 from vmm.machine.boot import boot
@@ -173,9 +174,14 @@ UNMODIFIED = tuple(name for name, mode in MODES.items() if mode.image == "same")
 
 @dataclass
 class Console:
-    """What the guest wrote, passed on as it comes; the first `CONSOLE_LIMIT` bytes are kept."""
+    """What the guest wrote, passed on as it comes; the first `CONSOLE_LIMIT` bytes are kept.
+
+    `on_match` is called when the text that `unread` waits for is complete.
+    """
 
     show: Callable[[bytes], None] = lambda _data: None
+    on_match: Callable[[], None] = lambda: None
+    unread: Unread = field(default_factory=Unread)
     kept: bytearray = field(default_factory=bytearray)
     total: int = 0
 
@@ -185,6 +191,28 @@ class Console:
         if room > 0:
             self.kept += data[:room]
         self.show(data)
+        if self.unread.write(data):
+            self.on_match()
+
+
+class Patience:
+    """How long a guest may take, in its own time: to the machine one more timed device. `on_end` ends the run."""
+
+    def __init__(self, on_end: Callable[[], None], now: Callable[[], int]) -> None:
+        self._on_end, self._now = on_end, now
+        self._until: int | None = None
+
+    def set(self, seconds: float | None) -> None:
+        """From now on so long, None for ever."""
+        self._until = None if seconds is None else self._now() + int(seconds * 1e9)
+
+    def deadline(self) -> int | None:
+        return self._until
+
+    def tick(self) -> None:
+        if self._until is not None and self._now() >= self._until:
+            self._until = None
+            self._on_end()
 
 
 @dataclass(frozen=True)
@@ -238,12 +266,18 @@ class VirtualMachine:
         self.control = self.mode.start(self.machine, image, attach)
         self.machine.attach(self.control)
         self.machine.run_state.listeners.extend(listeners)
+        self._patience: Patience | None = None
+        self._complaint = ""  # when it runs out
         if console_input:
-            self.machine.devices.uart.receive(console_input)
+            self.send(console_input)
 
     def poke(self, reason: str) -> None:
         """From another thread: end the run soon, as `timeout` or `interrupted`."""
         self.machine.poke(reason)
+
+    def send(self, data: bytes | str) -> None:
+        """Input for the serial port, of any length, as if typed now: between two runs, or from within the loop."""
+        self.machine.devices.uart.receive(data.encode() if isinstance(data, str) else data)
 
     def instructions(self) -> int:
         """About how many have retired: from any thread, at any time, give or take a block or two."""
@@ -251,7 +285,53 @@ class VirtualMachine:
         return max(0, standing.base + standing.armed - self.machine.engine.meter.budget)
 
     def run(self, max_instructions: int | None = None, timeout: float | None = None) -> Result:
-        """Run until the guest ends or a bound is reached; may be called again to go on after a budget."""
+        """Run until the guest ends or a bound is reached; may be called again to go on after a budget.
+
+        `timeout` is wall time in seconds; `max_instructions` counts from the guest's start, not from here.
+        """
+        return self._run(
+            max_instructions, timeout, free=timeout is None and not self.machine.run_state.attended
+        )
+
+    def run_until(
+        self,
+        text: bytes | str,
+        *,
+        within: float | None = None,
+        max_instructions: int | None = None,
+        timeout: float | None = None,
+    ) -> Result:
+        """Run until the console has shown `text` (UTF-8, if it is a string), which ends the run as `seen`.
+
+        Looked at is what the guest has written since the last text that was seen: what is there already counts, and
+        nothing counts twice. The machine stops at the boundary after the OUT that completed the text; `send` and
+        another run go on from there. If the text does not come within `within` seconds of the guest's own time, which
+        with the instruction clock is the same moment in every run, the run ends as `unseen`. All else is as in `run`.
+        """
+        wanted = text.encode() if isinstance(text, str) else text
+        seen = Outcome("seen", 0, f"the console showed {shown(wanted)}")
+        if self.console.unread.wait_for(wanted):
+            return self._result(seen, 0.0)
+        self.console.on_match = lambda: self.machine.end(seen)
+        if within is not None:
+            self._patience_for(f"the console did not show {shown(wanted)} within {within:g} s").set(within)
+        try:
+            free = timeout is None and within is None and not self.machine.run_state.attended
+            return self._run(max_instructions, timeout, free=free)
+        finally:
+            self.console.unread.wait_for(b"")
+            if self._patience is not None:
+                self._patience.set(None)
+
+    def _patience_for(self, complaint: str) -> Patience:
+        self._complaint = complaint
+        if self._patience is None:
+            machine = self.machine
+            self._patience = Patience(lambda: machine.end(Outcome("unseen", 0, self._complaint)), machine.now)
+            machine.devices.add(self._patience)
+        return self._patience
+
+    def _run(self, max_instructions: int | None, timeout: float | None, *, free: bool) -> Result:
         timer = None
         if timeout is not None:
             timer = threading.Timer(timeout, self.machine.poke, ("timeout",))
@@ -259,13 +339,15 @@ class VirtualMachine:
             timer.start()
         started = time.perf_counter()
         try:
-            outcome = self.machine.run(max_instructions, free=timeout is None)
+            outcome = self.machine.run(max_instructions, free=free)
         finally:
             if timer is not None:
                 timer.cancel()
                 timer.join()
                 self.machine.run_state.poke = ""  # one that came too late must not end the next run
-        seconds = time.perf_counter() - started
+        return self._result(outcome, time.perf_counter() - started)
+
+    def _result(self, outcome: Outcome, seconds: float) -> Result:
         return Result(
             self.mode.name,
             outcome,

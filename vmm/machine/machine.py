@@ -11,6 +11,7 @@ cannot see.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -38,12 +39,13 @@ from vmm.machine.processor import Linear
 from vmm.machine.retirement import Retirement
 from vmm.machine.returns import asks_for_virtual_8086
 from vmm.machine.run_state import Kind, Outcome, Run
-from vmm.machine.stops import AFTER
+from vmm.machine.stops import AFTER, sleep
 from vmm.machine.tlb import FrameTable
 
 _POLL = stub.POLL // 4
 SHADOWING = frozenset((0xFB, 0x17))  # STI and POP SS; MOV to SS is a group's
 FOREVER = 1 << 60  # more instructions than anyone waits for
+LONGEST_DOZE = 0.05  # seconds
 
 
 class Machine:
@@ -73,6 +75,7 @@ class Machine:
         self.exits = ExitTable()
         self.run_state = Run()
         self._alarm: Alarm | None = None
+        self._woken = threading.Event()
         self.interrupt_pending = False
         self.guest_tsc_offset = 0  # what VMRUN adds to the counter, while a guest is on the processor
         self._control: Control | None = None
@@ -131,11 +134,30 @@ class Machine:
         if state.poke != "tick" and state.poke:
             return
         state.poke = reason
+        self._woken.set()
         while state.poke == reason and state.active:
             self.engine.meter.poll = stub.STOP_NOW
             if state.free:
                 self.engine.abandon()
             time.sleep(0.001)
+
+    def call_soon(self, errand: Callable[[], None]) -> None:
+        """From another thread: have the loop call `errand` between two guest instructions.
+
+        Not for a run that is `free`, which no poke can stop and leave whole. Between two runs it waits for the next.
+        """
+        self.run_state.errands.append(errand)
+        self.poke("tick")
+
+    def hear(self) -> None:
+        """Between two guest instructions: do what other threads have asked for."""
+        state = self.run_state
+        reason, state.poke = state.poke, ""
+        self._update_poll()
+        while state.errands:
+            state.errands.popleft()()
+        if reason not in ("", "tick"):
+            self.end(Outcome("timeout" if reason == "timeout" else "interrupted", 0, reason))
 
     def emit(self, kind: str, detail: str = "", **data: int | str) -> None:
         """Tell the listeners; costs one test where there are none."""
@@ -185,6 +207,8 @@ class Machine:
         if not self.clock.exact:
             self._alarm = Alarm(lambda: self.poke("tick"))
         try:
+            if state.asleep:
+                sleep(self)
             while True:
                 self._before_entry(limit)
                 if state.outcome is not None:
@@ -230,11 +254,8 @@ class Machine:
             self._count_if_awake()
             self._grant(0, None)  # what is left of the instruction has been charged
             return
-        if state.poke:
-            reason, state.poke = state.poke, ""
-            self._update_poll()
-            if reason != "tick":
-                self.end(Outcome("timeout" if reason == "timeout" else "interrupted", 0, reason))
+        if state.poke or state.errands:
+            self.hear()
         if state.outcome is not None:
             return
         while (
@@ -307,6 +328,16 @@ class Machine:
     def halt(self) -> None:
         """A monitor emulated HLT, inside an exit: sleep as the processor would."""
         self.run_state.halted = True
+
+    def doze(self, deadline: int | None) -> None:
+        """Nothing executes until `deadline` (None: for ever), or a little less: a poke is heard at once."""
+        if deadline is not None and self.clock.exact:
+            self.clock.sleep_until(deadline, self.retired())
+            return
+        seconds = LONGEST_DOZE if deadline is None else max(0, deadline - self.now()) / 1e9
+        self._woken.clear()
+        if not self.run_state.poke:
+            self._woken.wait(min(seconds, LONGEST_DOZE))
 
     def restore_shadow(self) -> None:
         """A pass that began in a shadow, which the engine has ended, has not been made, and may be done over."""

@@ -52,21 +52,29 @@ def _after_halt(m: Machine) -> str:
     if not m.control.can_wake():
         m.end(Outcome("halt", 0, "halted with interrupts off"))
         return "hlt"
+    m.run_state.asleep = True
+    sleep(m)
+    return "hlt"
+
+
+def sleep(m: Machine) -> None:
+    """In HLT: until an interrupt is pending, or the run ends; then the next run goes on sleeping."""
     state, fruitless = m.run_state, 0
     while not m.interrupt_pending:
         deadline = m.devices.deadline()
-        if deadline is None or fruitless == PATIENCE:
+        if fruitless == PATIENCE:
+            deadline = None
+        if deadline is None and not state.attended:
             m.end(Outcome("halt", 0, "halted, and no device will interrupt"))
-            break
+        if state.poke or state.errands:
+            m.hear()
+        if state.outcome is not None:
+            return
         if m.clock.exact:
             fruitless += 1
-        m.clock.sleep_until(deadline, m.retired())
+        m.doze(deadline)
         m.devices.tick()
-        if state.poke == "tick":
-            state.poke = ""
-        elif state.poke:
-            break
-    return "hlt"
+    state.asleep = False
 
 
 def _after_refusal(m: Machine) -> str:
