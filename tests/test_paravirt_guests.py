@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmm.errors import ImageError
-from vmm.image.load import load_image
+from vmm.image.load import ModuleFile, load_image
 from vmm.vm import UNMODIFIED, VirtualMachine
 
 GUESTS = Path(__file__).resolve().parent.parent / "guests"
@@ -45,3 +45,18 @@ def test_a_plain_guest_is_none_for_xen() -> None:
     image = load_image(GUESTS / "hello.asm", memory=MEMORY)
     with pytest.raises(ImageError, match="-D PV"):
         VirtualMachine(image, "pv", memory=MEMORY)
+
+
+def test_an_initrd_is_the_domains_module(tmp_path: Path) -> None:
+    """`--initrd` for a Xen guest lies where start_info says; one, and without arguments."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"ramdisk!" * 1000)
+    guest, defines = GUESTS / "hello.asm", {"PV": ""}
+    image = load_image(guest, memory=MEMORY, defines=defines, modules=[ModuleFile(disk)])
+    vm = VirtualMachine(image, "pv", memory=MEMORY)
+    start = vm.machine.state.get(6)
+    address, length = (vm.machine.linear.read(start + offset, 4) for offset in (72, 76))
+    assert length == 8000 and vm.machine.linear.read(address, 8) == int.from_bytes(b"ramdisk!", "little")
+    for modules in ([ModuleFile(disk, "why")], [ModuleFile(disk), ModuleFile(disk)]):
+        with pytest.raises(ImageError, match="takes one initrd"):
+            load_image(guest, memory=MEMORY, defines=defines, modules=modules)

@@ -69,6 +69,7 @@ def _domain(machine: Machine, image: Image) -> ParavirtMonitor:
         xen.hypercall_page,
         xen.mod_start_pfn,
         image.command_line,
+        image.module,
     )
     return Builder(machine, kernel).build()
 

@@ -55,7 +55,7 @@ class Image:
 
     `registers` are the general registers that its boot protocol fills, by name (`eax`), the others being 0;
     `selectors` are those by which it finds the flat code and data segments in the GDT. One for Xen's interface has
-    `xen`; its addresses are virtual, and who builds its domain starts it.
+    `xen`; its addresses are virtual, and who builds its domain puts it and the `module` beside it into memory.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Image:
     lines: tuple[SourceLine, ...] = ()
     xen: XenGuest | None = None
     command_line: str = ""
+    module: bytes = b""
 
 
 def memory_map(memory: int) -> tuple[tuple[int, int, int], ...]:

@@ -49,16 +49,16 @@ def load_image(
     """The guest at `path` for a machine with `memory` bytes of RAM.
 
     `defines` are names for a source's preprocessor, `command_line` is what the guest finds in its multiboot
-    information or boot parameters, `load` and `entry` (`load` if None) place a flat binary. `modules` are those of
-    multiboot; for Linux there may be one, the initial RAM disk. Raises `ImageError`, one line, for whatever is wrong
-    with a file, and `AssemblyError` for a source.
+    information, boot parameters or start_info, `load` and `entry` (`load` if None) place a flat binary. `modules` are
+    those of multiboot; for Linux and for Xen there may be one, the initial RAM disk. Raises `ImageError`, one line, for
+    whatever is wrong with a file, and `AssemblyError` for a source.
     """
     size = _size(path)
     name = str(path)
     if is_kernel(path):
         if entry is not None:
             raise ImageError(f"{name}: a Linux kernel has its own entry point: leave --entry out")
-        ramdisk = _ramdisk(name, modules, memory)
+        ramdisk = _ramdisk(name, modules, memory, "a Linux kernel")
         with path.open("rb") as file:
             image = linux.read(name, file, size, memory, command_line, ramdisk)
         return replace(image, name=path.name, command_line=command_line)
@@ -71,9 +71,7 @@ def load_image(
     image = replace(image, name=path.name, command_line=command_line)
     if image.xen is None:
         return with_information(image, command_line, memory, [_module(file, memory) for file in modules])
-    if modules:
-        raise ImageError(f"{name}: a guest for Xen's interface gets no modules here: leave them out")
-    return image
+    return replace(image, module=_ramdisk(name, modules, memory, "a guest for Xen's interface"))
 
 
 def is_source(path: Path) -> bool:
@@ -121,9 +119,9 @@ def with_information(
     return replace(image, segments=(*image.segments, *placed, information), registers=registers)
 
 
-def _ramdisk(name: str, modules: Sequence[ModuleFile], memory: int) -> bytes:
+def _ramdisk(name: str, modules: Sequence[ModuleFile], memory: int, who: str) -> bytes:
     if len(modules) > 1 or any(module.arguments for module in modules):
-        raise ImageError(f"{name}: a Linux kernel takes one initrd, without arguments: give it with --initrd")
+        raise ImageError(f"{name}: {who} takes one initrd, without arguments: give it with --initrd")
     return b"".join(_module(module, memory).data for module in modules)
 
 
