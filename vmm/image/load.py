@@ -50,8 +50,8 @@ def load_image(
 
     `defines` are names for a source's preprocessor, `command_line` is what the guest finds in its multiboot
     information, boot parameters or start_info, `load` and `entry` (`load` if None) place a flat binary. `modules` are
-    those of multiboot; for Linux and for Xen there may be one, the initial RAM disk. Raises `ImageError`, one line, for
-    whatever is wrong with a file, and `AssemblyError` for a source.
+    those of multiboot; for Linux and for Xen there may be one, the initial RAM disk. Raises `ImageError`, one line,
+    for whatever is wrong with a file, and `AssemblyError` for a source.
     """
     size = _size(path)
     name = str(path)
