@@ -86,8 +86,7 @@ class Linear:
         if known is not None and words[known[0]] == known[1] and words[known[2]] == known[3]:
             return known[4]
         found = walk(self._memory, cr0, cr3, cr4, self._a20_mask, address, write=write, user=user, mark=mark)
-        if mark:
-            self._remember(key, cr3, cr4, address, found)
+        self._remember(key, cr3, cr4, address, found, mark)
         return found
 
     def _translate_pae(
@@ -132,8 +131,12 @@ class Linear:
         cr4: int,
         address: int,
         found: Translation,
+        marked: bool,
     ) -> None:
-        """Keep a walk with the entries that it went through: as long as they are the same, so is its result."""
+        """Keep a walk with the entries that it went through: as long as they are the same, so is its result.
+
+        Of a walk that left no trace only if it had none to leave: where all that it would have marked was marked.
+        """
         memory, mask = self._memory, self._a20_mask
         directory = (cr3 & 0xFFFFF000) + (address >> 20 & 0xFFC) & mask
         if not memory.is_ram(directory):
@@ -144,9 +147,12 @@ class Linear:
             table = (pde & 0xFFFFF000) + (address >> 10 & 0xFFC) & mask
             if not memory.is_ram(table):
                 return
+        pte = memory.words[table >> 2]
+        if not marked and (not pde & pte & PTE.A or key[1] and not pte & PTE.D):
+            return
         if len(self._walks) >= FETCHED_LIMIT:
             self._walks.clear()
-        self._walks[key] = directory >> 2, pde, table >> 2, memory.words[table >> 2], found
+        self._walks[key] = directory >> 2, pde, table >> 2, pte, found
 
     def read(self, address: int, size: int, *, user: bool = False, mark: bool = True) -> int:
         if (address & 0xFFF) + size <= 0x1000:

@@ -200,13 +200,16 @@ class ExitCode(IntEnum):
     VMEXIT_INVALID = -1  # VMRUN refused the state
 
 
+_NAMES = {int(code): code.name for code in ExitCode}
+
+
 def name(code: int) -> str:
     """`VMEXIT_HLT` for 0x78; signed or as the 64 bits of the field; `exit 0x300` for what has no name."""
+    known = _NAMES.get(code)  # every exit is put down by its name
+    if known is not None:
+        return known
     signed = code - (1 << 64) if code >> 63 == 1 else code
-    try:
-        return ExitCode(signed).name
-    except ValueError:
-        return f"exit {code:#x}"
+    return _NAMES.get(signed, f"exit {code:#x}")
 
 
 class NestedPageFault(Word):
