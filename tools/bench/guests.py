@@ -38,3 +38,14 @@ def out(count: int) -> bytes:
 def tiny_blocks(count: int) -> bytes:
     """Nothing but blocks of one and two instructions: the worst for a hook at every block."""
     return b"\xb9" + struct.pack("<I", count) + bytes.fromhex("eb00 eb00 49 75f9 f4")
+
+
+def wbinvd(count: int) -> bytes:
+    """WBINVD: privileged, and there is nothing to do for it."""
+    return _loop(count, "0f09")
+
+
+def hypercall(count: int) -> bytes:
+    """A hypercall that does not exist, and then the one by which a domain powers itself off."""
+    loop = _loop(count, "b83f000000 cd82")[:-1]  # mov eax, 63; int 0x82
+    return loop + bytes.fromhex("6a00 89e1 bb02000000 b81d000000 cd82")  # push POWEROFF; sched_op(shutdown)
