@@ -25,6 +25,7 @@ from vmm.machine.paging import PageFault
 from vmm.machine.processor import BareProcessor, take_task_state
 from vmm.machine.sites import STRING_PORT
 from vmm.machine.strings import StringPort
+from vmm.machine.ways import Ways
 
 _CR0_KNOWN = CR0.PE | CR0.MP | CR0.EM | CR0.TS | CR0.ET | CR0.NE | CR0.WP | CR0.AM | CR0.NW | CR0.CD | CR0.PG
 _CR0_TLB = CR0.PG | CR0.WP | CR0.PE
@@ -49,6 +50,8 @@ class Bare:
         self.machine = machine
         self.state = machine.state
         self.processor = BareProcessor(machine.state, machine.linear)
+        ways = Ways(self.processor, machine.state, machine.linear, machine.memory)
+        self.deliver = ways.deliver
         self.strings = StringPort(machine, self)
         self.debug = list(debug.RESET)
 
@@ -63,7 +66,7 @@ class Bare:
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
         if self.machine.run_state.listeners:
             self.machine.emit("delivered", vector=vector, error_code=error_code)
-        delivery.deliver(self.processor, vector, error_code, kind, self.machine.restart_software)
+        self.deliver(vector, error_code, kind, self.machine.restart_software)
         if not software:
             self.machine.retire()  # a delivery takes time; that of INT n is the instruction's
         return None
@@ -79,7 +82,7 @@ class Bare:
         self._must_be_protected(f"interrupt {vector:#x}")
         if self.machine.run_state.listeners:
             self.machine.emit("delivered", vector=vector, error_code=0)
-        delivery.deliver(self.processor, vector, 0, Kind.EXTERNAL)
+        self.deliver(vector, 0, Kind.EXTERNAL)
         self.machine.retire()
 
     def _must_be_protected(self, what: str) -> None:

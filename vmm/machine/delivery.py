@@ -97,7 +97,8 @@ class Processor(Protocol):
         """The interrupt shadow of STI or MOV SS ends."""
 
 
-_TRAPS = frozenset((Vector.DB, Vector.BP, Vector.OF, Vector.DF, Vector.MC))  # the saved RF stays as it is
+TRAPS = frozenset((Vector.DB, Vector.BP, Vector.OF, Vector.DF, Vector.MC))
+"""After which the saved RF stays as it is."""
 
 
 def deliver(
@@ -149,7 +150,7 @@ def _enter(p: Processor, vector: int, error_code: int, kind: Kind) -> None:
     saved_flags = flags
     if kind is Kind.SOFTWARE:
         saved_flags &= ~EFlags.RF  # cleared when the instruction began (SDM 3B 17.3.1.1)
-    elif kind is Kind.EXCEPTION and vector not in _TRAPS:
+    elif kind is Kind.EXCEPTION and vector not in TRAPS:
         saved_flags |= EFlags.RF
     es, cs, ss, ds, fs, gs = p.selectors()
     frame = [saved_flags, cs, p.eip]
