@@ -5,14 +5,12 @@
 ;
 ; native prints:   Hello from the guest.           status 1
 ; trap prints:     the same. Each IN and OUT is an exit to the monitor, and no instruction here is critical.
-; pv prints:       the same, assembled with -D PV: the kernel asks the hypervisor to write. Each byte is a hypercall.
+; pv prints:       the same, assembled with -D PV: the kernel asks the hypervisor to write. A text is a hypercall.
 
 bits 32
 org 0x100000
 %include "include/pc.inc"
-%ifdef PV
 %include "include/xen.inc"
-%endif
 
 section .text
 start:

@@ -19,6 +19,7 @@
 bits 32
 org 0x100000
 %include "include/pc.inc"
+%include "include/xen.inc"
 %include "include/privileged.inc"
 %include "include/process.inc"
 
@@ -101,8 +102,7 @@ dispatch:
         ret
 
 ; The timer: wake who has slept long enough, and let another one have the CPU.
-tick:   mov al, EOI
-        out PIC1, al
+tick:   irq_eoi
         inc dword [ticks]
         mov byte [reschedule], 1
         mov eax, [ticks]
@@ -142,7 +142,7 @@ fault_in_page:
 
 ; The current process has done what it must not. A fault of the kernel itself would be the end.
 kill:   mov esi, text_panic
-        test byte [ebp + F_CS], 3
+        test byte [ebp + F_CS], FROM_USER
         jz .print
         mov esi, text_killed
 .print: read_fault_address edi          ; before anything else can fault
@@ -164,7 +164,7 @@ kill:   mov esi, text_panic
         mov eax, edi
         call put_hex
 .end:   call newline
-        test byte [ebp + F_CS], 3
+        test byte [ebp + F_CS], FROM_USER
         jz .panic
         mov ebx, [ebp + F_VECTOR]
         add ebx, KILLED

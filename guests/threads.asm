@@ -19,6 +19,7 @@
 bits 32
 org 0x100000
 %include "include/pc.inc"
+%include "include/xen.inc"
 %include "include/privileged.inc"
 %include "include/process.inc"
 

@@ -10,6 +10,8 @@
 bits 32
 org 0x100000
 %include "include/pc.inc"
+%include "include/xen.inc"
+%include "include/privileged.inc"
 
 HZ      equ 1000
 COUNT   equ 10
@@ -25,13 +27,12 @@ start:
         mov cl, IRQ_TIMER
         call irq_unmask
         xor ebx, ebx                    ; ticks printed
-.wait:  cli
+.wait:  irq_disable
         cmp ebx, [ticks]
         jne .print
-        sti
-        hlt
+        wait_for_interrupt
         jmp .wait
-.print: sti
+.print: irq_enable
         inc ebx
         print 'tick '
         mov eax, ebx
@@ -39,17 +40,16 @@ start:
         call newline
         cmp ebx, COUNT
         jb .wait
-        cli
+        irq_disable
         println 'done'
         exit 0
 
 tick:
         push eax
         inc dword [ticks]
-        mov al, EOI
-        out PIC1, al
+        irq_eoi
         pop eax
-        iret
+        irq_return
 
 %include "include/serial.inc"
 %include "include/cpu.inc"

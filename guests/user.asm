@@ -12,6 +12,8 @@
 bits 32
 org 0x100000
 %include "include/pc.inc"
+%include "include/xen.inc"
+%include "include/privileged.inc"
 
 SYS_EXIT  equ 1                         ; EBX: code
 SYS_WRITE equ 4                         ; ECX: text, EDX: length
@@ -20,6 +22,7 @@ section .text
 start:
         mov esp, stack_top
         call serial_setup
+        open_to_users start, user_stack_top
         call cpu_setup
         mov eax, kernel_stack_top
         call tss_setup
@@ -35,7 +38,7 @@ start:
         push dword FLAG_IF + 2
         push dword USER_CODE
         push dword process
-        iret
+        return_to_user
 
 ; ---- the kernel ----
 
@@ -61,7 +64,7 @@ system_call:
 .done:  pop es
         pop ds
         popad
-        iret
+        return_to_user
 .exit:  print 'kernel: the process ended with code '
         mov eax, ebx
         call put_dec
@@ -94,7 +97,7 @@ general_protection:
         pop ds
         popad
         add esp, 4                      ; the error code
-        iret
+        return_to_user
 
 unexpected:
         mov edi, KERNEL_DATA
