@@ -13,6 +13,8 @@
 ; trap prints:     the same up to the game. Then nobody preempts: IRET has started the processes with interrupts
 ;                  off, as POPF has left them off in the kernel, and nothing says so. ping and pong give up; the
 ;                  sleepers do get their ticks, since the idle kernel waits by STI and HLT; verdict WRONG.  status 3
+; pv prints:       the same as native: critical sections are stores to memory that is shared with the hypervisor, and
+;                  page tables are changed by asking it, many entries at a time.
 ;
 ; Lines that begin with "timing:" depend on the clock, and differ from machine to machine.
 

@@ -6,6 +6,7 @@
 ;
 ; native prints:   tick 1 ... tick 10, then done.        status 1
 ; trap prints:     the same: CLI, STI, HLT, IRET to the kernel and OUT all trap, so the monitor sees them.
+; pv prints:       the same: an event for the timer, a byte in memory for the interrupt flag, a hypercall to sleep.
 
 bits 32
 org 0x100000

@@ -8,6 +8,8 @@
 ; trap prints:     the same: the process runs directly in ring 3, and the monitor passes its faults and
 ;                  system calls on to the guest kernel. (The IRET into ring 3 does not trap and so does not
 ;                  set IF; no interrupt line is open here, so it makes no difference.)
+; pv prints:       the same: the hypervisor calls the kernel for faults and system calls, and the kernel's IRET to
+;                  the process is not even an exit.
 
 bits 32
 org 0x100000

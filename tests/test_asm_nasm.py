@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.asm_corpus import Corpus, jumps
+from tests.guest_expectations import EXPECTATIONS
 from tests.oracles import require
 from vmm.image.asm import Assembly, Encoder, Keystone, assemble, assemble_text
 from vmm.isa.disassemble import disassemble
@@ -22,11 +23,12 @@ def encoder() -> Iterator[Encoder]:
         yield Encoder(keystone)
 
 
-def nasm(source: Path, folder: Path) -> bytes:
+def nasm(source: Path, folder: Path, *defines: str) -> bytes:
     """What `nasm -f bin` makes of a source whose includes lie beside it."""
     tool = require("nasm")
     output = folder / "nasm.bin"
-    command = [tool, "-f", "bin", "-w-all", "-o", str(output), str(source)]
+    names = [f"-D{name}" for name in defines]
+    command = [tool, "-f", "bin", "-w-all", *names, "-o", str(output), str(source)]
     done = subprocess.run(command, cwd=source.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return output.read_bytes()
@@ -80,6 +82,13 @@ def test_jumps_settle_as_in_nasm(seed: int, tmp_path: Path, encoder: Encoder) ->
 def test_each_guest(path: Path, tmp_path: Path) -> None:
     """Every guest of the project is a NASM program: `nasm -f bin` gives its very bytes."""
     assert assemble(path).data == nasm(path, tmp_path)
+
+
+@pytest.mark.parametrize("name", [e.guest for e in EXPECTATIONS if e.pv])
+def test_each_paravirtual_guest(name: str, tmp_path: Path) -> None:
+    """So is its build for Xen's interface."""
+    path = GUESTS / f"{name}.asm"
+    assert assemble(path, defines={"PV": ""}).data == nasm(path, tmp_path, "PV")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,19 @@ def test_run_prints_and_ends_as_the_guest_says(vmm: Cli, expectation: Expectatio
     assert code == (status.OF_KIND[expectation.kind] if wanted is None else wanted)
 
 
+@pytest.mark.parametrize("defines", ([], ["-D", "PV"]), ids=("plain", "-D PV"))
+def test_pv_runs_the_build_that_is_made_for_it(vmm: Cli, defines: list[str]) -> None:
+    """Of a source, `--mode pv` takes the build with -D PV, said or not; where there is none, a line says so."""
+    (wanted,) = (e for e in EXPECTATIONS if e.guest == "timer")
+    assert vmm("run", wanted.path, "--mode", "pv", *defines) == 1
+    wanted.check("pv", vmm.out)
+    assert vmm("run", GUESTS / "popf.asm", "--mode", "pv") == 2
+    why = "its source refuses -D PV: this guest has no paravirtual build"
+    assert vmm.out == "" and vmm.err == f"vmm: --mode pv: cannot run {GUESTS / 'popf.asm'}: {why}\n"
+    assert vmm("run", wanted.path, "-D", "PV") == 4
+    assert vmm.err == "vmm: timer.asm: it is made for Xen's interface: run it with --mode pv\n"
+
+
 @pytest.mark.parametrize(
     ("code", "words", "wanted", "message"),
     [

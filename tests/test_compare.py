@@ -356,6 +356,37 @@ def test_a_paravirtual_build_is_compared_by_what_it_shows(vmm: Cli) -> None:
     assert f"\npv: another build, -{changed['removed']} +{changed['added']} of {changed['of']} lines, " in out
 
 
+TIMED = """\
+bits 32
+org 0x100000
+%include "include/pc.inc"
+%include "include/xen.inc"
+section .text
+start:  mov esp, stack_top
+        call serial_setup
+        println 'hello'
+%ifdef PV
+        println 'timing: 7'
+%else
+        println 'timing: 8'
+%endif
+        exit 0
+%include "include/serial.inc"
+section .bss
+        resb 4096
+stack_top:
+"""
+
+
+def test_another_build_takes_another_time(vmm: Cli) -> None:
+    """What a guest prints after `timing:` is no difference to a paravirtual build; any other line is."""
+    assert vmm("compare", source(vmm.folder, TIMED), "--modes", "native,pv") == 0
+    assert "2 lines, equal but for timing" in vmm.out and "Where the consoles differ" not in vmm.out
+    other = TIMED.replace("timing:", "clock:")
+    assert vmm("compare", source(vmm.folder, other), "--modes", "native,pv") == 0
+    assert "2 lines, not equal" in vmm.out and "native | clock: 8" in vmm.out
+
+
 def test_lines_changed_are_places_in_the_listing(tmp_path: Path) -> None:
     """A line counts once however often its macro is used, and only if it makes code in one build alone."""
     text = """

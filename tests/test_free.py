@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from tests.guest_expectations import EXPECTATIONS, Expectation
-from tests.test_guests import MEMORY, check, image_of
+from tests.guest_expectations import Expectation
+from tests.test_guests import MEMORY, RUNS, check, image_of
 from vmm.image.image import Image, Segment
 from vmm.vm import UNMODIFIED, VirtualMachine
 
@@ -17,12 +17,11 @@ def flat(code: str) -> Image:
     return Image("flat", (Segment(0x100000, data, len(data)),), 0x100000)
 
 
-@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
-@pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
+@pytest.mark.parametrize(("expectation", "mode"), RUNS, ids=str)
 def test_guests_run_free_as_they_do_counted(expectation: Expectation, mode: str) -> None:
     """Uncounted, each guest prints and ends as its table row says, interrupts and all."""
     machine = VirtualMachine(
-        image_of(expectation), mode, memory=MEMORY, clock="host", console_input=expectation.input
+        image_of(expectation, mode), mode, memory=MEMORY, clock="host", console_input=expectation.input
     )
     result = machine.run()
     check(expectation, result)

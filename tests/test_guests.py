@@ -5,26 +5,31 @@ from __future__ import annotations
 import pytest
 
 from tests.guest_expectations import EXPECTATIONS, Expectation
+from vmm.errors import AssemblyError
 from vmm.image.image import Image
 from vmm.image.load import load_image
-from vmm.vm import UNMODIFIED, ClockName, Result, VirtualMachine
+from vmm.vm import MODES, UNMODIFIED, ClockName, Result, VirtualMachine
 
 MEMORY = 16 << 20
 AGREE = ("instructions", "console", "memory_sha256", "registers")  # of two runs that must be one
+PARAVIRTUAL = [expectation for expectation in EXPECTATIONS if expectation.pv]
+RUNS = [(e, mode) for e in EXPECTATIONS for mode in sorted(UNMODIFIED)] + [(e, "pv") for e in PARAVIRTUAL]
 IMAGES: dict[str, Image] = {}
 
 
-def image_of(expectation: Expectation) -> Image:
-    """Assembled once for all tests."""
-    key = str(expectation)
+def image_of(expectation: Expectation, mode: str) -> Image:
+    """The build for a mode, assembled once for all tests."""
+    build = MODES[mode].image
+    key = f"{expectation} {build}"
     if key not in IMAGES:
-        IMAGES[key] = load_image(expectation.path, memory=MEMORY, defines=expectation.defines)
+        defines = {**expectation.defines, "PV": ""} if build == "pv" else expectation.defines
+        IMAGES[key] = load_image(expectation.path, memory=MEMORY, defines=defines)
     return IMAGES[key]
 
 
 def run(expectation: Expectation, mode: str, clock: ClockName = "instructions") -> Result:
     machine = VirtualMachine(
-        image_of(expectation), mode, memory=MEMORY, clock=clock, console_input=expectation.input
+        image_of(expectation, mode), mode, memory=MEMORY, clock=clock, console_input=expectation.input
     )
     return machine.run(50_000_000, timeout=30)
 
@@ -44,8 +49,21 @@ def test_guest_does_as_its_header_says(expectation: Expectation, mode: str, cloc
     check(expectation, run(expectation, mode, clock))
 
 
-@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
-@pytest.mark.parametrize("expectation", EXPECTATIONS, ids=str)
+@pytest.mark.parametrize("clock", ("instructions", "host"))
+@pytest.mark.parametrize("expectation", PARAVIRTUAL, ids=str)
+def test_a_paravirtual_kernel_does_the_same(expectation: Expectation, clock: ClockName) -> None:
+    """The build for Xen's interface prints what the other one prints, and ends as it does."""
+    check(expectation, run(expectation, "pv", clock))
+
+
+@pytest.mark.parametrize("expectation", [e for e in EXPECTATIONS if not e.pv], ids=str)
+def test_a_guest_without_a_paravirtual_build_says_so(expectation: Expectation) -> None:
+    """The others refuse -D PV, in words, wherever the assembler comes to it first."""
+    with pytest.raises(AssemblyError, match=r"PV ?: this guest has no paravirtual build"):
+        image_of(expectation, "pv")
+
+
+@pytest.mark.parametrize(("expectation", "mode"), RUNS, ids=str)
 def test_runs_are_repeatable_to_the_last_byte(expectation: Expectation, mode: str) -> None:
     """With the instruction clock two runs agree in memory, registers, console, time and exits."""
     first, second = run(expectation, mode), run(expectation, mode)

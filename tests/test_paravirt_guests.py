@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests.guest_expectations import EXPECTATIONS
 from vmm.errors import ImageError
 from vmm.image.load import ModuleFile, load_image
+from vmm.monitor.paravirt.monitor import ParavirtMonitor
 from vmm.vm import UNMODIFIED, VirtualMachine
 
 GUESTS = Path(__file__).resolve().parent.parent / "guests"
@@ -15,12 +19,12 @@ MEMORY = 16 << 20
 
 
 def test_hello_asks_the_hypervisor_and_says_the_same() -> None:
-    """The paravirtual build of hello prints what the plain one prints, by hypercalls, and ends with its status."""
+    """The paravirtual build of hello prints what the plain one prints, by one hypercall, and ends with its status."""
     image = load_image(GUESTS / "hello.asm", memory=MEMORY, defines={"PV": ""})
     result = VirtualMachine(image, "pv", memory=MEMORY).run(100_000)
     plain = VirtualMachine(load_image(GUESTS / "hello.asm", memory=MEMORY), memory=MEMORY).run(100_000)
     assert (result.console, result.outcome) == (plain.console, plain.outcome)
-    assert result.exits.rows["hypercall console_io"].count == len(plain.console)
+    assert result.exits.rows["hypercall console_io"].count == 1
 
 
 def test_the_same_guest_twice_is_the_same_bytes() -> None:
@@ -60,3 +64,98 @@ def test_an_initrd_is_the_domains_module(tmp_path: Path) -> None:
     for modules in ([ModuleFile(disk, "why")], [ModuleFile(disk), ModuleFile(disk)]):
         with pytest.raises(ImageError, match="takes one initrd"):
             load_image(guest, memory=MEMORY, defines=defines, modules=modules)
+
+
+@pytest.mark.parametrize("name", ("threads", "processes"))
+def test_hypercalls_may_be_made_in_pieces(name: str) -> None:
+    """A hypervisor that always has something else to do changes nothing but the number of exits."""
+    (wanted,) = (e for e in EXPECTATIONS if e.guest == name)
+    image = load_image(wanted.path, memory=MEMORY, defines={"PV": ""})
+    machines = [VirtualMachine(image, "pv", memory=MEMORY) for _ in range(2)]
+    control = machines[1].control
+    assert isinstance(control, ParavirtMonitor)
+    control.domain.paging.domain.should_yield = lambda: True
+    whole, pieces = (machine.run(10_000_000) for machine in machines)
+    wanted.check("pv", pieces.console.decode())
+    counts = [result.exits.rows["hypercall multicall"].count for result in (whole, pieces)]
+    assert counts[1] > counts[0]
+
+
+# What a switch costs: the difference between two runs, in exits.
+
+
+def exits_of(path: Path, **defines: str) -> Counter[str]:
+    image = load_image(path, memory=MEMORY, defines={"PV": "", **defines})
+    result = VirtualMachine(image, "pv", memory=MEMORY).run(10_000_000)
+    assert (result.outcome.kind, result.outcome.status) == ("exit", 1), result.outcome
+    return Counter({reason: row.count for reason, row in result.exits.rows.items()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "exits"),
+    [
+        pytest.param("1", {"INT 0x80": 1}, id="a system call"),
+        pytest.param("2", {}, id="a switch of user-level threads"),
+        pytest.param("3", {"INT 0x80": 1, "hypercall multicall": 1}, id="a switch of kernel threads"),
+        pytest.param("4", {"INT 0x80": 1, "hypercall multicall": 1}, id="a switch of processes"),
+        pytest.param("5", {"hypercall multicall": 1}, id="a switch inside the kernel"),
+    ],
+)
+def test_what_a_switch_costs(kind: str, exits: dict[str, int]) -> None:
+    """A system call and the way back are one exit, whoever goes on then is one more, stack and page tables in one."""
+    few, many = (exits_of(GUESTS / "threads.asm", KIND=kind, ROUNDS=rounds) for rounds in ("50", "100"))
+    assert many - few == Counter({reason: 100 * count for reason, count in exits.items()})
+
+
+BATCH = """\
+bits 32
+org 0x100000
+%include "include/pc.inc"
+%include "include/xen.inc"
+%include "include/privileged.inc"
+%include "include/process.inc"
+section .text
+start:  mov esp, stack_top
+        call serial_setup
+        call cpu_setup
+        mov eax, stacks + KERNEL_STACK
+        call tss_setup
+        call tasks_setup
+        call new_space
+        mov edx, [shared_frame]
+        or edx, PTE_USER
+        mov eax, USER_SPACE             ; so that the table is there
+        call map_page
+        commit
+        mov edi, PAGES
+.map:   add eax, PAGE
+        push eax
+        call frame_alloc
+        lea edx, [eax + PTE_USER]
+        pop eax
+        call map_page
+        dec edi
+        jnz .map
+        commit
+        load_cr3 ebx
+        mov ecx, PAGES
+.touch: mov [eax], ecx
+        sub eax, PAGE
+        loop .touch
+        exit 0
+dispatch: ret
+%include "include/serial.inc"
+%include "include/cpu.inc"
+%include "include/tss.inc"
+%include "include/paging.inc"
+"""
+
+
+def test_64_page_table_updates_are_one_exit(tmp_path: Path) -> None:
+    """As many entries as fit are one exit, and the pages are there: each is stored to."""
+    shutil.copytree(GUESTS / "include", tmp_path / "include")
+    path = tmp_path / "batch.asm"
+    path.write_text(BATCH)
+    one, batch, more = (exits_of(path, PAGES=pages) for pages in ("1", "64", "65"))
+    assert batch == one
+    assert more - batch == Counter({"hypercall multicall": 1})

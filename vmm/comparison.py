@@ -43,6 +43,7 @@ SAMPLES = 64  # of each later pass
 SHOWN_PARTS = 4  # differences that the sentence names
 WARM = 10_000  # instructions of the run before the one that is measured
 CONTEXT = 3  # source lines before the one to blame
+TIMED = b"timing:"  # what a guest prints before what depends on the clock
 # What the translator, which leaves processes alone, cannot keep from them: theorem 3 asks that these trap there.
 SEEN_BY_PROCESSES = frozenset(("SGDT", "LAR", "LSL", "VERR", "VERW"))
 USER_RING = 3
@@ -103,13 +104,19 @@ def row_json(row: Row) -> dict[str, object]:
     }
 
 
+def timeless(console: bytes) -> bytes:
+    """A console without the lines that begin with `TIMED`."""
+    return b"".join(line for line in console.splitlines(keepends=True) if not line.startswith(TIMED))
+
+
 @dataclass(frozen=True)
 class ModeRun:
     """One mode's run beside the reference's.
 
-    `by_state`: every register and byte was compared, not the console and the end alone. `console_equal` is True, too,
-    where there is no reference. `ratio` is the time's to the reference's; `code` and `memory` in bytes, as `measures`
-    has them; `changed` only where the build is another than the reference's, and both have a source.
+    `by_state`: every register and byte was compared. If not, it is the console and the end alone, without lines that
+    begin with `TIMED`, because another build takes another time. `console_equal` is True, too, where there is no
+    reference. `ratio` is the time's to the reference's; `code` and `memory` in bytes, as `measures` has them;
+    `changed` only where the build is another than the reference's, and both have a source.
     """
 
     result: Result
@@ -227,7 +234,8 @@ class Comparer:
         equal = True
         image = run.side.vm.image
         if reference is not None:
-            equal = reference.result.console == result.console
+            consoles = reference.result.console, result.console
+            equal = consoles[0] == consoles[1] if by_state else timeless(consoles[0]) == timeless(consoles[1])
             ratio = result.seconds / reference.result.seconds
             if by_state and run is not reference and not same(reference.side, run.side):
                 # One more than either: an ending fault retires nothing.

@@ -58,6 +58,19 @@ def builds_of(options: argparse.Namespace, memory: int, modes: Iterable[str]) ->
     return Builds(image, pv, {})
 
 
+def image_for(options: argparse.Namespace, memory: int, mode: str) -> Image:
+    """The build that `mode` runs: for pv a source's with -D PV, whether that was said or not.
+
+    Raises as `image_of`, and `UsageError` where there is no such build.
+    """
+    if MODES[mode].image == "same":
+        return image_of(options, memory)
+    builds = builds_of(options, memory, [mode])
+    if builds.pv is None:
+        raise UsageError(f"--mode {mode}: cannot run {options.guest}: {builds.missing['pv']}")
+    return builds.pv
+
+
 def refuse(guest: str, builds: Builds, asked: Iterable[str]) -> None:
     """Raise `UsageError` if one of the modes that were asked for by name cannot run the guest."""
     for mode, why in builds.absent(asked).items():

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
 
 from vmm.cli import values
-from vmm.cli.guest import check_distinct, image_of, memory_of, open_output
+from vmm.cli.builds import image_for
+from vmm.cli.guest import check_distinct, memory_of, open_output
 from vmm.cli.interrupts import Interrupts
 from vmm.cli.main import say
 from vmm.cli.screen import Screen
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     }
     check_distinct(options.guest, outputs)
     console_input = values.input_bytes(options.input)
-    image = image_of(options, memory)
+    image = image_for(options, memory, mode)
     report = None if options.report is None else open_output("--report", options.report)
     trace = None
     if options.trace is not None:

@@ -130,7 +130,8 @@ def _console(comparison: Comparison, run: ModeRun) -> Cell:
     if run.result.mode == REFERENCE or comparison.reference is None:
         return Cell(size)
     if run.console_equal:
-        return Cell(f"{size}, equal", "right")
+        exact = run.result.console == comparison.reference.console
+        return Cell(f"{size}, equal" if exact else f"{size}, equal but for timing", "right")
     return Cell(f"{size}, {'WRONG' if run.by_state else 'not equal'}", "wrong")
 
 
