@@ -43,6 +43,7 @@ from vmm.machine.stops import AFTER, sleep
 from vmm.machine.tlb import FrameTable
 
 _POLL = stub.POLL // 4
+_DB = int(Vector.DB)  # a plain number is found sooner than a member
 SHADOWING = frozenset((0xFB, 0x17))  # STI and POP SS; MOV to SS is a group's
 FOREVER = 1 << 60  # more instructions than anyone waits for
 LONGEST_DOZE = 0.05  # seconds
@@ -388,7 +389,7 @@ class Machine:
         started = time.perf_counter_ns()
         if software:
             self.retirement.settle_software()
-        elif vector == Vector.DB:
+        elif vector == _DB:
             self.single_stepped()
             self.exits.add(_exit_name(vector, software), time.perf_counter_ns() - started)
             return

@@ -134,7 +134,8 @@ class Retirement:
 
     def settle_software(self) -> None:
         """`settle` after INT n, INT3 or INTO, which may yet turn out not to have been executed."""
-        self._software_block = self._meter.last_block()[:2]
+        words = self._meter.words
+        self._software_block = words[ADDRESS // 4], words[PACKED // 4] & 0xFFFF
         self.settle()
 
     def at_boundary(self) -> None:

@@ -33,6 +33,7 @@ from vmm.monitor.memory.shadow import ShadowMemory
 KNOWN_LIMIT = 4096
 _DPL = 3 << 13  # in a descriptor's second word
 _CONTROL_REGISTER = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf2\xf3]*\x0f[\x20\x22]")  # MOV to or from one
+_GP = int(Vector.GP)  # a plain number is found sooner than a member
 _SELECTOR_FAULTS = frozenset((Vector.NP, Vector.SS, Vector.GP, Vector.TS))
 _SYSENTER_CODE, _SYSENTER_STACK = 0x00CFBB00, 0x00CFB300  # flat, DPL 1
 
@@ -126,7 +127,7 @@ class DeprivilegedMonitor:
 
     def exception(self, vector: int, error_code: int, software: bool) -> str | None:
         if not software:
-            if vector == Vector.GP and (name := self._emulated()):
+            if vector == _GP and (name := self._emulated()):
                 return name
             if vector in (Vector.NP, Vector.GP) and error_code and self._through_gate():
                 return "emulated far transfer"

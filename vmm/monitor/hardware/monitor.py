@@ -15,7 +15,7 @@ Source: AMD64 APM volume 2, chapter 15.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vmm.errors import GuestError
 from vmm.isa.decode import Instruction
@@ -30,7 +30,7 @@ from vmm.machine.cpu.state import ECX
 from vmm.machine.delivery import Fault, has_room, inner_stack
 from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
-from vmm.monitor.hardware.answers import ANSWERS, LET_THROUGH, MOVES
+from vmm.monitor.hardware.answers import ANSWERS, LET_THROUGH, MOVES, Answer
 from vmm.monitor.hardware.checks import check
 from vmm.monitor.hardware.exits import ExitCode, name
 from vmm.monitor.hardware.host import HostMemory
@@ -45,13 +45,25 @@ MemoryVirtualization = Literal["nested", "shadow"]
 SHADOWING = Intercepts.parse("cr0-write,cr3-write,cr4-write,invlpg")
 _INVD = 0x0F08
 _TRAPS = (b"\xcc", b"\xce")  # INT3 and INTO
-_POLL, _HFLAGS = stub.POLL // 4, at.HFLAGS // 4
+KNOWN_LIMIT = 1 << 12
+_POLL, _HFLAGS, _EFLAGS, _EIP = stub.POLL // 4, at.HFLAGS // 4, at.EFLAGS // 4, at.EIP // 4
+# Plain numbers: an enumeration's members take Python longer to look up than to compare.
+_NPF = int(ExitCode.VMEXIT_NPF)
+_EXCEPTIONS = range(ExitCode.VMEXIT_EXCP0, ExitCode.VMEXIT_EXCP31 + 1)
 _NPF_WRITE, _NPF_FETCH = 1 << 1, 1 << 4
 _INTERCEPTS = slice(at.INTERCEPTS.start, at.INTERCEPTS.stop)
 _CONTAINING = MINIMUM.vectors()
 _FLAT = 0xFFFFFFFF
 _GATES = (SystemType.INTERRUPT_GATE32, SystemType.TRAP_GATE32)
 _SVM_IN_RING_3 = range(0xD8, 0xE0)  # 0F 01 /3 with a register operand: VMRUN .. INVLPGA
+
+
+class Known(NamedTuple):
+    """An exit's name, its instruction, and what does it; None: it is let through."""
+
+    name: str
+    instruction: Instruction
+    answer: Answer | None
 
 
 class HardwareMonitor(Bare):
@@ -78,6 +90,7 @@ class HardwareMonitor(Bare):
         self.policy = policy | MINIMUM
         self._one = False  # one instruction is being executed apart
         self._by_hand = False  # by the bare machine's own walk
+        self._known: dict[tuple[int, bool, bytes], Known] = {}  # by exit code, code size and bytes
         self._undecided = False  # the last exit was left to be had again, with blocks counted
         self._loaded = b""  # the intercepts as VMRUN loaded them, while they are not in force
         machine.intercepted = self.intercept
@@ -130,41 +143,56 @@ class HardwareMonitor(Bare):
 
     def intercept(self, code: int) -> str:
         """Answer a #VMEXIT; its name. EIP is at the instruction."""
-        retirement = self.machine.retirement
-        if code == ExitCode.VMEXIT_NPF:
+        if code == _NPF:
             self._nested_page_fault()
-        elif ExitCode.VMEXIT_EXCP0 <= code <= ExitCode.VMEXIT_EXCP31:
-            self._exception(code - ExitCode.VMEXIT_EXCP0)
+            reason = name(code)
+        elif code in _EXCEPTIONS:
+            self._exception(code - _EXCEPTIONS.start)
+            reason = name(code)
         else:
-            retirement.settle()
-            instruction = self.machine.decode_here()
-            if code == ExitCode.VMEXIT_WBINVD and instruction is not None and instruction.opcode == _INVD:
-                code = ExitCode.VMEXIT_INVD  # this CPU has one exit for both
-            self._instruction(code, instruction)
-        return "" if self._undecided else name(code)
+            self.machine.retirement.settle()
+            reason = self._instruction(code)
+        return "" if self._undecided else reason
 
-    def _instruction(self, code: int, instruction: Instruction | None) -> None:
-        machine, state = self.machine, self.state
-        answer = ANSWERS.get(code)
-        if instruction is None or answer is None and code not in LET_THROUGH:
-            raise GuestError(f"{name(code)} at EIP {state.eip:#x}: this monitor did not ask for it")
-        if answer is None or code <= ExitCode.VMEXIT_CR15_WRITE and instruction.key not in MOVES:
+    def _instruction(self, code: int) -> str:
+        """Do the instruction at EIP, or let it through; the exit's name."""
+        machine, state, w = self.machine, self.state, self.state.words
+        here = code, state.wide_code, machine.linear.code(state.linear_eip, 15)
+        known = self._known.get(here) or self._look(*here)
+        if known.answer is None:
             self._let_through()
-            return
-        inhibited = state.inhibited and not machine.run_state.borrowed
-        stepping = state.system_flags & EFlags.TF
-        eip = state.eip
+            return known.name
+        inhibited = w[_HFLAGS] & at.HF_INHIBIT_IRQ and not machine.run_state.borrowed
+        stepping = w[_EFLAGS] & EFlags.TF
+        eip = w[_EIP]
         try:
-            if instruction.lock:
+            if known.instruction.lock:
                 raise Fault(Vector.UD)
-            answer(self, instruction)
+            known.answer(self, known.instruction)
         except (Fault, PageFault) as fault:
             self.fault(fault)
-            return
-        state.eip = eip + instruction.size
+            return known.name
+        w[_EIP] = eip + known.instruction.size & 0xFFFFFFFF
         machine.retire()
-        if stepping or inhibited or state.inhibited:
+        if stepping or inhibited or w[_HFLAGS] & at.HF_INHIBIT_IRQ:
             machine.finish_emulated(bool(stepping))
+        return known.name
+
+    def _look(self, code: int, wide: bool, text: bytes) -> Known:
+        """What to do about an exit for the instruction at EIP, and from now on for the same bytes."""
+        instruction = self.machine.decode_here()
+        reported = code
+        if code == ExitCode.VMEXIT_WBINVD and instruction is not None and instruction.opcode == _INVD:
+            code = ExitCode.VMEXIT_INVD  # this CPU has one exit for both
+        answer = ANSWERS.get(code)
+        if instruction is None or answer is None and code not in LET_THROUGH:
+            raise GuestError(f"{name(code)} at EIP {self.state.eip:#x}: this monitor did not ask for it")
+        if code <= ExitCode.VMEXIT_CR15_WRITE and instruction.key not in MOVES:
+            answer = None
+        if len(self._known) >= KNOWN_LIMIT:
+            self._known.clear()
+        known = self._known[reported, wide, text] = Known(name(code), instruction, answer)
+        return known
 
     def _exception(self, vector: int) -> None:
         """An exception that is intercepted only to be seen: it goes on to the guest."""

@@ -246,6 +246,7 @@ def _rows() -> tuple[Row, ...]:
 
 
 ROWS: dict[int, Row] = {row.number: row for row in _rows()}
+_NAMES = {number: f"hypercall {row.name}" for number, row in ROWS.items()}
 
 
 def call(d: Domain, number: int, arguments: Arguments) -> int:
@@ -261,5 +262,4 @@ def call(d: Domain, number: int, arguments: Arguments) -> int:
 
 def name(number: int) -> str:
     """For the table of exits."""
-    row = ROWS.get(number)
-    return f"hypercall {row.name if row else 'unknown'}"
+    return _NAMES.get(number, "hypercall unknown")

@@ -20,7 +20,7 @@ from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags, SelectorError
 from vmm.machine.bare import SEGMENT_LOADS, reads_tables
 from vmm.machine.cpu.engine import WRITE
-from vmm.machine.cpu.state import EAX
+from vmm.machine.cpu.state import EAX, EBX, ECX, EDI, EDX, ESI
 from vmm.machine.delivery import Fault
 from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
@@ -38,6 +38,7 @@ from vmm.monitor.paravirt.vcpu import KERNEL_RING
 
 _CPUID = b"\x0f\xa2"
 _INT_SIZE = 2
+_IRET = int(Hypercall.IRET)  # a plain number is found sooner than a member
 _LINUX_VECTOR = 0x80
 _OPEN_VECTORS = frozenset(
     (Vector.BP, Vector.OF)
@@ -139,19 +140,19 @@ class ParavirtMonitor:
         return f"INT {vector:#x} refused"
 
     def _hypercall(self) -> str:
-        state = self.state
-        number = state.get(EAX)
-        arguments = state.get(3), state.get(1), state.get(2), state.get(6), state.get(7)
+        state, w = self.state, self.state.words
+        number = w[EAX * 2]
+        arguments = w[EBX * 2], w[ECX * 2], w[EDX * 2], w[ESI * 2], w[EDI * 2]
         try:
             result = hypercalls.call(self.domain, number, arguments)
         except Continued as rest:
             # Somebody outside wants the processor: the guest makes the call again, for what is left of it.
-            for register, value in zip((3, 1, 2, 6, 7), rest.arguments, strict=False):
+            for register, value in zip((EBX, ECX, EDX, ESI, EDI), rest.arguments, strict=False):
                 state.set(register, value)
             self.machine.restart_software()
             return hypercalls.name(number)
-        if number != Hypercall.IRET:
-            state.set(EAX, result)
+        if number != _IRET:
+            w[EAX * 2] = result & 0xFFFFFFFF
         reason = hypercalls.name(number)
         if self.machine.run_state.listeners:
             self.machine.emit("hypercall", f"{reason[10:]} = {result}", number=number, result=result)
