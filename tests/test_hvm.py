@@ -366,7 +366,7 @@ def test_single_steps_come_after_each_instruction(code: str, asked: str) -> None
 
 
 def test_data_is_not_executable_and_code_not_writable() -> None:
-    """A page that is stored to has NX in the nested tables, one that is executed is read-only, one of both kinds both."""
+    """A page that is stored to has NX in the nested tables, an executed one is read-only, one of both is neither."""
     made = both(
         "mov edi, 0x150000\n mov ecx, 100\n rep stosd\n inc dword [mixed]\n call 0x160000\n int 0x40\nmixed:  dd 0",
         memory=[(0x160000, b"\xc3")],

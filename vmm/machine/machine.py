@@ -50,7 +50,11 @@ LONGEST_DOZE = 0.05  # seconds
 
 
 class Machine:
-    """A PC with `memory_size` bytes of RAM. `console` gets what the guest writes to its console."""
+    """A PC with `memory_size` bytes of RAM. `console` gets what the guest writes to its console.
+
+    Several may share one `engine`, for guests that take turns (see `monitor.hardware`): the first with its RAM at
+    physical address 0 of the engine, each other one at a `base` of its own, a multiple of 2 MiB.
+    """
 
     def __init__(
         self,
@@ -59,14 +63,16 @@ class Machine:
         clock: Clock | None = None,
         console: Callable[[bytes], None] = lambda _data: None,
         engine: Engine | None = None,
+        base: int = 0,
     ) -> None:
         self.memory = Memory(memory_size)
         self.engine = engine or Engine()
-        self.engine.map_memory(0, memory_size, self.memory.host_address)
-        self.engine.map_memory(ONES, 0x2000, self.memory.stand_in_address)
+        self.engine.map_memory(base, memory_size, self.memory.host_address)
+        if not base:
+            self.engine.map_memory(ONES, 0x2000, self.memory.stand_in_address)
         self.state = self.engine.state
         self.linear = Linear(self.state, self.memory)
-        self.frames = FrameTable(self.memory, self.engine)
+        self.frames = FrameTable(self.memory, self.engine, base)
         self.retirement = Retirement(self.engine.meter, self.state, self.linear)
         self.retired, self.retire = self.retirement.retired, self.retirement.retire
         self.count, self.is_store_only = self.retirement.count, self.retirement.is_store_only
@@ -102,6 +108,12 @@ class Machine:
         """Who answers the exits from now on."""
         self._control = control
         self.fill = control.fill  # hot: the engine asks the control itself
+
+    def resume_here(self) -> None:
+        """The engine, which another machine has used since `retirement.rest`, is this one's again."""
+        self.engine.attach(self)
+        self.engine.flush_tlb()
+        self.retirement.resume()
 
     @property
     def control(self) -> Control:

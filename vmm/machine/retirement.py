@@ -64,6 +64,16 @@ class Retirement:
         a.base, a.armed = self.retired(), instructions
         self._meter.budget = instructions
 
+    def rest(self) -> None:
+        """Keep the count where it stands: the meter is somebody else's until `resume`."""
+        self.at_boundary()
+        self.arm(0)
+
+    def resume(self) -> None:
+        """The meter is this machine's again."""
+        self._meter.budget = 0
+        self.at_boundary()
+
     def unexecuted(self) -> int:
         """Instructions of the block charged last that have not completed, EIP being inside it."""
         start, size, count = self._meter.last_block()

@@ -23,10 +23,13 @@ _ALL = PROT_READ | PROT_WRITE | PROT_EXEC
 
 
 class FrameTable:
-    """What each physical page is in use for, and the permissions that follow."""
+    """What each physical page is in use for, and the permissions that follow.
 
-    def __init__(self, memory: Memory, engine: Engine) -> None:
-        self._memory, self._engine = memory, engine
+    `base` is where the engine has this memory; it is added to the pages that the engine is given.
+    """
+
+    def __init__(self, memory: Memory, engine: Engine, base: int = 0) -> None:
+        self._memory, self._engine, self._base = memory, engine, base
         frames = memory.size // PAGE
         self.kinds = bytearray(frames)
         self._turns = bytearray(frames)
@@ -41,7 +44,7 @@ class FrameTable:
     def permissions(
         self, frame: int, access: int, writable: bool, near: Callable[[], tuple[int, int]]
     ) -> tuple[int, int]:
-        """(physical page, PROT_* bits) for an access that the guest's own tables allow.
+        """(the engine's physical page, PROT_* bits) for an access that the guest's own tables allow.
 
         `writable` says whether the guest may also store there without another walk; `near` gives the
         physical pages that the code being executed may lie on.
@@ -55,8 +58,8 @@ class FrameTable:
         if kind == MIXED:
             if writable:
                 self._touch(frame)
-                return frame, _ALL
-            return frame, PROT_READ | PROT_EXEC
+                return frame + self._base, _ALL
+            return frame + self._base, PROT_READ | PROT_EXEC
         if access == FETCH:
             if kind == DATA:
                 self.kinds[number] = CODE
@@ -64,25 +67,26 @@ class FrameTable:
                 if self._written[number]:
                     self._written[number] = 0
                     self._engine.flush_tlb()
-            return frame, PROT_READ | PROT_EXEC
+            return frame + self._base, PROT_READ | PROT_EXEC
         if kind == DATA:
             if writable:
                 self._written[number] = 1
                 self._touch(frame)
-                return frame, _DATA
-            return frame, PROT_READ
+                return frame + self._base, _DATA
+            return frame + self._base, PROT_READ
         if access != WRITE:
-            return frame, PROT_READ | PROT_EXEC
+            return frame + self._base, PROT_READ | PROT_EXEC
         self.turned += 1
         self._turns[number] = turns = min(self._turns[number] + 1, 255)
         if turns >= TURNS or frame in near():
             self.kinds[number] = MIXED
             self.on_turn(frame)
             self._engine.flush_tlb()
-            return frame, _ALL
+            return frame + self._base, _ALL
         self.kinds[number] = DATA
         self._written[number] = 1
         self.on_turn(frame)
+        frame += self._base
         self._engine.drop_code(frame, frame + PAGE)
         return frame, _DATA
 
@@ -104,4 +108,5 @@ class FrameTable:
         for start in {address & ~(PAGE - 1), address + size - 1 & ~(PAGE - 1)}:
             self._touch(start)
             if start < self._memory.size and self.kinds[start >> 12] != DATA:
-                self._engine.drop_code(max(start, address), min(start + PAGE, address + size))
+                first, end = max(start, address), min(start + PAGE, address + size)
+                self._engine.drop_code(first + self._base, end + self._base)

@@ -247,6 +247,8 @@ class Engine:
     def attach(self, handler: Handler) -> None:
         """Who handles the exits from now on."""
         self._handler = handler
+        self.shadowed_pass = -1, 0
+        self._site_eip = -1
 
     # Memory
 

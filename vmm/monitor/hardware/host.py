@@ -20,6 +20,8 @@ from vmm.monitor.hardware.intercepts import MSR_MAP_SIZE
 from vmm.monitor.hardware.vmcb import Vmcb
 
 BASE = 0xF100_0000  # physical, and linear in the host
+STRIDE = 2 << 20  # to the next guest's
+GUESTS = 8  # at most
 CODE, VMCB, HOST_SAVE, MSR_MAP, IO_MAP, DIRECTORIES, DIRECTORY, TABLE, _END = (
     0x0000, 0x1000, 0x2000, 0x3000, 0x5000, 0x8000, 0x9000, 0xA000, 0xB000,
 )  # fmt: skip
@@ -33,9 +35,9 @@ _P, _RW, _A, _D = 1 << 0, 1 << 1, 1 << 5, 1 << 6
 class HostMemory:
     """One guest's share of it. `vmcb`, the maps and `view`, all of it, are views; other names, physical addresses."""
 
-    def __init__(self, machine: Machine, base: int = BASE) -> None:
-        assert not base & (2 << 20) - 1, "one page table covers it"
-        self.base = base
+    def __init__(self, machine: Machine, number: int = 0) -> None:
+        assert 0 <= number < GUESTS
+        self.base = base = BASE + number * STRIDE  # one page table covers it
         self._map = mmap.mmap(-1, _END)
         self.view = view = memoryview(self._map)
         machine.engine.map_memory(base, _END, ctypes.addressof(ctypes.c_char.from_buffer(self._map)))

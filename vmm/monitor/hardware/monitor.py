@@ -70,6 +70,8 @@ class HardwareMonitor(Bare):
     """`Control` for a guest of AMD-V. `policy` adds to the intercepts that contain the guest.
 
     `memory_virtualization`: by `nested` tables, or by `shadow` ones as the other monitors have, for comparison.
+    `number` tells guests apart that share an engine, 0 to `host.GUESTS` - 1: each has a machine of its own, which
+    `take`s its guest off the processor when its turn is over, and `put`s it back; only by nested tables.
     """
 
     def __init__(
@@ -77,14 +79,15 @@ class HardwareMonitor(Bare):
         machine: Machine,
         policy: Intercepts = MINIMUM,
         memory_virtualization: MemoryVirtualization = "nested",
+        number: int = 0,
     ) -> None:
         super().__init__(machine)
-        self.host = HostMemory(machine)
+        self.host = HostMemory(machine, number)
         self.world = World(machine, self.host, self._resolve)
         self.nested: NestedTables | None = None
         self.shadow: ShadowMemory | None = None
         if memory_virtualization == "nested":
-            self.nested = NestedTables(machine)
+            self.nested = NestedTables(machine, number)
         else:
             policy |= SHADOWING
         self.policy = policy | MINIMUM
@@ -131,11 +134,14 @@ class HardwareMonitor(Bare):
         return {"nested page fault": self._nested_faults}
 
     def take(self) -> Guest:
-        """The guest off the processor, for another one's turn; a plain value."""
+        """The guest off the processor, for another one's turn: a plain value. Between two runs only."""
+        self._end_one()
+        self.machine.retirement.rest()
         return self.world.take()
 
     def put(self, guest: Guest) -> None:
-        """Back on. Raises `GuestError` for a state that VMRUN refuses."""
+        """Back on, whoever has had the processor meanwhile. Raises `GuestError` for a state that VMRUN refuses."""
+        self.machine.resume_here()
         self.world.load(guest)
         self._enter()
 

@@ -22,6 +22,7 @@ from vmm.machine.machine import Machine
 from vmm.machine.memory import ONES, PAGE
 
 BASE = 0xF200_0000
+STRIDE = 16 << 20  # to the next guest's
 _DIRECTORIES, _TABLES = 4, 2048
 _OFFSET = (1 + _DIRECTORIES) * PAGE  # of the tables
 _SIZE = _OFFSET + _TABLES * PAGE
@@ -33,7 +34,8 @@ _LEAF = _P | _US | _A | _D
 class NestedTables:
     """The tables of one guest; `root` is what N_CR3 has to be. Memory is taken as it is used."""
 
-    def __init__(self, machine: Machine, base: int = BASE) -> None:
+    def __init__(self, machine: Machine, number: int = 0) -> None:
+        base = BASE + number * STRIDE
         self._memory, self._frames, self._engine = machine.memory, machine.frames, machine.engine
         self._map = mmap.mmap(-1, _SIZE)
         view = memoryview(self._map)
