@@ -27,6 +27,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from tools.packages import fetch
 from vmm.errors import VmmError
 from vmm.image.build import build_elf
 from vmm.image.load import load_image
@@ -44,50 +45,6 @@ LOAD_MACH = (
 )
 MEMORY, LIMIT = 64 << 20, 50_000_000
 HERE = Path(__file__).resolve().parent
-
-
-def apt(folder: Path, architecture: str, suite: str | None, *words: str) -> None:
-    """apt-get with lists and cache of its own in `folder`."""
-    (folder / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    (folder / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-    options = {
-        "Dir::State::lists": folder / "lists",
-        "Dir::Cache": folder / "cache",
-        "APT::Architecture": architecture,
-        "APT::Architectures": architecture,
-    }
-    if suite is not None:
-        source = folder / "sources.list"
-        source.write_text(f"deb {_site()} {suite} main\n")
-        options |= {"Dir::Etc::sourcelist": source, "Dir::Etc::sourceparts": Path("/dev/null")}
-    command = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items()), *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode and words[0] != "update":  # an index that is missing shows when a package is
-        sys.exit(f"{' '.join(command)}: {done.stderr.strip()}")
-
-
-def _site() -> str:
-    """Where the system gets its packages from."""
-    done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"],
-        capture_output=True,
-        text=True,
-    )
-    sites = done.stdout.split()
-    if not sites:
-        sys.exit("the system has no package lists: run apt-get update")
-    return sites[0]
-
-
-def fetch(folder: Path, architecture: str, suite: str | None, packages: tuple[str, ...]) -> Path:
-    """The root under which the files of `packages` lie, without being installed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    apt(folder, architecture, suite, "update")
-    apt(folder, architecture, suite, "download", *packages)
-    root = folder / "root"
-    for package in folder.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", package, root], check=True)
-    return root
 
 
 def make_grub(root: Path, image: Path, script: str = "", **files: Path) -> Path:
