@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long bench lint clean
+.PHONY: demo test test-long bench linux lint clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ test-long: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m tools.bench
 	$(BIN)/python -m tools.bench nano
+
+# A real Linux to boot, in linux/: Debian's kernel for i386 and busybox, fetched by apt-get and not installed.
+linux: $(VENV)/installed
+	$(BIN)/python -m tools.linux
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

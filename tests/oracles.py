@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
+
+LINUX = Path(__file__).parent.parent / "linux"
 
 PACKAGES = {"nasm": "nasm", "chromium": "chromium"}  # of Debian; every other tool is QEMU's
 
@@ -15,8 +18,20 @@ def require(tool: str) -> str:
     path = shutil.which(tool)
     if path is None:
         package = PACKAGES.get(tool, "qemu-system-x86")
-        message = f"{tool} is not installed: install Debian's {package} to run this comparison"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        _absent(f"{tool} is not installed: install Debian's {package} to run this comparison")
+    assert path is not None
     return path
+
+
+def require_linux() -> tuple[Path, Path]:
+    """The paths of a real kernel and its initrd; where they are missing the test is skipped, and fails in CI."""
+    kernel, initrd = LINUX / "vmlinuz", LINUX / "initrd.gz"
+    if not (kernel.exists() and initrd.exists()):
+        _absent("there is no Linux to boot: fetch one with `make linux`")
+    return kernel, initrd
+
+
+def _absent(message: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)

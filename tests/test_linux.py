@@ -1,0 +1,76 @@
+"""A stock Linux: Debian's kernel, unmodified, from its first instruction to userspace and the end.
+
+It is fetched by `make linux`. The boot is the same for all of them but for the mode; what the commands print then is
+compared with QEMU's.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+
+import pytest
+
+from tests.oracles import require, require_linux
+from vmm.image.load import ModuleFile, load_image
+from vmm.vm import ClockName, Result, VirtualMachine
+
+MEMORY = 64 << 20
+READY = b"userspace: ready"
+# Without what this small PC does not have; at the address that it was linked for; without the self-tests of its
+# cryptography, which are half of the instructions of a boot.
+SMALL_PC = "console=ttyS0 acpi=off noapic nolapic pci=off nokaslr cryptomgr.notests"
+
+
+def boot(mode: str, commands: str, clock: ClockName = "host", timeout: float = 600) -> Result:
+    """Linux in a mode until it has run `commands` and powered off."""
+    kernel, initrd = require_linux()
+    image = load_image(
+        kernel,
+        memory=MEMORY,
+        command_line=f'{SMALL_PC} vmm.run="{commands}"',
+        modules=[ModuleFile(initrd)],
+    )
+    return VirtualMachine(image, mode, memory=MEMORY, clock=clock).run(None, timeout)
+
+
+def printed(console: bytes) -> list[str]:
+    """What userspace printed, without the kernel's own lines, which tell the time."""
+    _, found, after = console.partition(READY)
+    assert found, f"no userspace: {console[-2000:].decode(errors='replace')}"
+    lines = after.decode().replace("\r", "").splitlines()
+    return [line for line in lines if line and not re.match(r"\[ *\d+\.\d+\]", line)]
+
+
+def on_qemu(commands: str) -> list[str]:
+    """The same on QEMU's small PC. A kernel without power management only halts: the line before ends it."""
+    kernel, initrd = require_linux()
+    command = [
+        *(require("qemu-system-i386"), "-M", "isapc", "-cpu", "pentium3", "-m", "64", "-net", "none"),
+        *("-kernel", str(kernel), "-initrd", str(initrd), "-append", f'{SMALL_PC} vmm.run="{commands}"'),
+        *("-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"),
+    ]
+    console = b""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(120, process.kill)
+        timer.start()
+        for line in process.stdout:
+            console += line
+            if b"System halted" in line:
+                break
+        timer.cancel()
+        process.kill()
+    return printed(console)
+
+
+@pytest.mark.parametrize("mode", ["hvm", "bt"])
+def test_an_unmodified_linux_does_in_a_mode_what_it_does_on_qemu(mode: str) -> None:
+    """Files, pipes, twenty processes, signals, an overlay from a module: each line as on QEMU, then the end."""
+    result = boot(mode, "exercise")
+    assert (result.outcome.kind, result.outcome.status) == ("halt", 0)
+    assert b"reboot: System halted" in result.console
+    lines = printed(result.console)
+    assert lines[-2:] == ["exercise: done", "userspace: status 0"]
+    assert lines == on_qemu("exercise")

@@ -1,0 +1,103 @@
+"""What makes the initial RAM disk: the archive as cpio reads it, and the tables as modprobe reads them."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import stat
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools.linux import cpio, initramfs, modules
+
+
+def test_the_archive_is_what_cpio_reads(tmp_path: Path) -> None:
+    """Folders, files with their permissions and links come out of it as they went in."""
+    if shutil.which("cpio") is None:
+        pytest.skip("cpio is not installed: install Debian's cpio to run this comparison")
+    entries = [
+        cpio.directory("bin"),
+        cpio.file("bin/tool", b"#!/bin/sh\n" * 7, executable=True),
+        cpio.file("empty", b""),
+        cpio.link("bin/sh", "tool"),
+    ]
+    subprocess.run(
+        ["cpio", "-i", "--quiet"], input=cpio.archive(entries), cwd=tmp_path, check=True, capture_output=True
+    )
+    assert (tmp_path / "bin/tool").read_bytes() == b"#!/bin/sh\n" * 7
+    assert stat.S_IMODE((tmp_path / "bin/tool").stat().st_mode) & 0o111
+    assert (tmp_path / "empty").read_bytes() == b""
+    assert (tmp_path / "bin/sh").readlink() == Path("tool")
+
+
+def test_the_archive_is_laid_out_as_the_kernel_reads_it() -> None:
+    """Each member is a header of 13 hexadecimal words, name and data, padded to four bytes; a trailer ends."""
+    data = cpio.archive([cpio.character_device("dev/console", 5, 1), cpio.file("x", b"12345")])
+    members, at = [], 0
+    while at < len(data):
+        assert data[at : at + 6] == b"070701"
+        fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        name = data[at + 110 : at + 110 + fields[11] - 1].decode()
+        start = -(-(at + 110 + fields[11]) // 4) * 4
+        members.append((name, fields[1], tuple(fields[9:11]), data[start : start + fields[6]]))
+        at = -(-(start + fields[6]) // 4) * 4
+    assert members == [
+        ("dev/console", stat.S_IFCHR | 0o600, (5, 1), b""),
+        ("x", stat.S_IFREG | 0o644, (0, 0), b"12345"),
+        ("TRAILER!!!", 0, (0, 0), b""),
+    ]
+
+
+def module(folder: Path, name: str, *information: str) -> None:
+    """A `.ko` file with nothing but a `.modinfo` section, as an ELF of three sections."""
+    text = b"\0".join(line.encode() for line in information) + b"\0"
+    names = b"\0.modinfo\0.shstrtab\0"
+    header = struct.pack(
+        "<16sHHIIIIIHHHHHH",
+        b"\x7fELF\1\1\1",
+        1,
+        3,
+        1,
+        0,
+        0,
+        52 + len(text) + len(names),
+        0,
+        52,
+        0,
+        0,
+        40,
+        3,
+        2,
+    )
+    sections = struct.pack("<10I", *[0] * 10)
+    sections += struct.pack("<10I", 1, 1, 2, 0, 52, len(text), 0, 0, 1, 0)
+    sections += struct.pack("<10I", 10, 3, 0, 0, 52 + len(text), len(names), 0, 0, 1, 0)
+    (folder / f"{name}.ko").write_bytes(header + text + names + sections)
+
+
+def test_a_module_comes_with_all_that_it_needs_and_the_tables_say_so(tmp_path: Path) -> None:
+    """Dashes count as underscores; what is needed comes first in the closure, and nearest first in modules.dep."""
+    module(tmp_path, "top", "license=GPL", "alias=fs-top", "depends=mid-one,base")
+    module(tmp_path, "mid-one", "depends=base", "alias=fs-mid")
+    module(tmp_path, "base", "depends=")
+    module(tmp_path, "other", "depends=")
+    found = modules.closure(tmp_path, ["top"])
+    assert [one.name for one in found] == ["base", "mid_one", "top"]
+    assert modules.dependency_table(found) == ("base.ko:\nmid_one.ko: base.ko\ntop.ko: mid_one.ko base.ko\n")
+    assert modules.alias_table(found) == "alias fs-mid mid_one\nalias fs-top top\n"
+    with pytest.raises(KeyError):
+        modules.closure(tmp_path, ["nothing"])
+
+
+def test_the_same_parts_make_the_same_initrd(tmp_path: Path) -> None:
+    """The RAM disk depends on nothing but what is in it, so that runs with it can be compared."""
+    module(tmp_path, "base", "depends=")
+    contents = modules.closure(tmp_path, ["base"])
+    disk = initramfs.build(b"busybox", "6.1", contents)
+    assert disk == initramfs.build(b"busybox", "6.1", contents)
+    data = gzip.decompress(disk)
+    for part in (b"busybox", b"lib/modules/6.1/base.ko", b"userspace: ready", b"exercise: done"):
+        assert part in data
