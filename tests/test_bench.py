@@ -114,7 +114,8 @@ EVENTS = ("syscall", "fault", "divide", "switch", "interrupt")
 
 def counted(benchmark: Benchmark, mode: str) -> dict[str, float]:
     """Exits, and what is none, of one operation."""
-    found = exits(lambda n: count_in(images.image_of(benchmark), mode, n), 1, benchmark.once)
+    image = images.image_of(benchmark)
+    found = exits(lambda n: count_in(image, mode, n), 1, benchmark.once)
     return {reason: n / benchmark.operations for reason, n in found.items()}
 
 
@@ -141,6 +142,77 @@ def test_hardware_assist_adds_no_exit(benchmark: Benchmark) -> None:
 def test_hardware_assist_with_shadow_tables_has_what_it_must_notice() -> None:
     """MOV to CR3 is an exit there."""
     assert counted(BENCHMARKS["cr3"], SHADOWED) == {"VMEXIT_CR3_WRITE": 1}
+
+
+# Exits of one operation of a guest for Xen's interface; the others have none.
+PARAVIRTUAL: dict[str, dict[str, float]] = {
+    "syscall": {"INT 0x80": 1},
+    "cr3": {"hypercall multicall": 1},
+    "fault": {"exception #PF": 1},
+    "divide": {"exception #DE": 1},
+    "pte": {"emulated page-table store": 1},
+    "pte-batch": {"hypercall mmu_update": 1 / BATCH},
+    "pte-invlpg": {"hypercall update_va_mapping": 1},
+    "pte-touch": {"hypercall update_va_mapping": 1},
+    "switch": {"INT 0x80": 1, "hypercall multicall": 1},
+}
+ASKING = pytest.mark.parametrize("benchmark", [b for b in BENCHMARKS.values() if b.pv], ids=lambda b: b.name)
+
+
+@ASKING
+def test_a_paravirtual_operation_is_one_exit_or_none(benchmark: Benchmark) -> None:
+    """A system call one, 64 updates of page tables one, a switch one besides the system call; the rest none."""
+
+    def count(iterations: int) -> dict[str, int]:
+        # By the instruction clock: a tick of the host's, in the middle of a batch, has the hypercall made again.
+        rows = paravirtual(benchmark.name, iterations).machine.exits.rows
+        return {reason: row.count for reason, row in rows.items()}
+
+    real = {reason: n / benchmark.operations for reason, n in exits(count, 1, benchmark.once).items()}
+    assert real == PARAVIRTUAL.get(benchmark.name, {})
+
+
+@ASKING
+def test_every_paravirtual_benchmark_comes_to_its_end(benchmark: Benchmark) -> None:
+    """Measured as it is measured, a few iterations or none."""
+    for iterations in (0, 3):
+        taken, _exits = run_in(images.image_of(benchmark, pv=True), "pv", iterations)
+        assert taken > 0
+
+
+def paravirtual(name: str, iterations: int) -> VirtualMachine:
+    image = images.with_iterations(images.image_of(BENCHMARKS[name], pv=True), iterations)
+    vm = VirtualMachine(image, "pv", memory=images.MEMORY)
+    assert vm.run(50_000_000).outcome.status == 1
+    return vm
+
+
+@pytest.mark.parametrize(
+    ("name", "passes", "count"), [("pte", 2, 512), ("pte-batch", 1, BATCH), ("pte-invlpg", 2, 512)]
+)
+def test_paravirtual_updates_arrive(name: str, passes: int, count: int) -> None:
+    """Each pass gives every entry the other of the two frames, in the table that the processor walks."""
+    symbols = images.image_of(BENCHMARKS[name], pv=True).symbols
+    for iterations in (1, 2):
+        linear = paravirtual(name, iterations).machine.linear
+        flip = linear.read(symbols["flip"], 4) & ~0xFFF
+        first = linear.translate(symbols["frames"], write=False, user=False).frame
+        expected = first ^ (flip if passes * iterations & 1 else 0)
+        entries = [linear.read(symbols["changing"] + 8 * i, 8) for i in range(count)]
+        assert {entry & ~0xFFF for entry in entries} == {expected}
+        assert linear.translate(0x20000000, write=False, user=False).frame == expected
+
+
+def test_paravirtual_processes_take_turns() -> None:
+    """Each in a space of its own: both have counted in their own pages."""
+    vm = paravirtual("switch", 5)
+    symbols = images.image_of(BENCHMARKS["switch"], pv=True).symbols
+    linear, memory = vm.machine.linear, vm.machine.memory
+    counts = []
+    for process in range(2):
+        entry = linear.read(symbols["own"] + process * 0x1000, 8)
+        counts.append(memory.read(entry & ~0xFFF, 4))
+    assert counts in ([5, 5], [5, 4])
 
 
 @EVERY

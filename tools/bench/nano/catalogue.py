@@ -30,6 +30,7 @@ class Benchmark:
     net: bool = True
     trial: int = 200
     once: bool = False
+    pv: bool = False
 
     @property
     def path(self) -> Path:
@@ -41,34 +42,36 @@ BATCH = 64  # of them changed before the TLB is flushed
 TRANSLATED = 40_000  # instructions of generated code
 _INVLPG = ("INVLPG", "1")
 
-EMPTY = Benchmark("empty", "empty loop", "empty", bare=True, net=False)
+EMPTY = Benchmark("empty", "empty loop", "empty", bare=True, net=False, pv=True)
 BENCHMARKS: dict[str, Benchmark] = {
     b.name: b
     for b in (
         EMPTY,
-        Benchmark("syscall", "system call and return", "syscall"),
+        Benchmark("syscall", "system call and return", "syscall", pv=True),
         Benchmark("in", "IN", "in"),
-        Benchmark("cr3", "MOV CR3", "cr3"),
-        Benchmark("call", "CALL and RET", "call", 8, bare=True),
-        Benchmark("fault", "page fault", "fault"),
-        Benchmark("divide", "divide error", "divide"),
+        Benchmark("cr3", "MOV CR3", "cr3", pv=True),
+        Benchmark("call", "CALL and RET", "call", 8, bare=True, pv=True),
+        Benchmark("fault", "page fault", "fault", pv=True),
+        Benchmark("divide", "divide error", "divide", pv=True),
         Benchmark("interrupt", "external interrupt", "interrupt"),
-        Benchmark("pte", "PTE update", "pte", ENTRIES, trial=4),
+        Benchmark("pte", "PTE update", "pte", ENTRIES, trial=4, pv=True),
         Benchmark("pte-absent", "PTE update, not present", "pte", ENTRIES, (("ENTRY", "0"),), trial=4),
         Benchmark("pte-flush", "PTE update, CR3 each 1024", "pte", ENTRIES, (("FLUSH", "1"),), trial=4),
         Benchmark(
             "pte-batch", f"PTE update, CR3 each {BATCH}", "pte", BATCH,
-            (("COUNT", str(BATCH)), ("FLUSH", "1")), trial=8,
+            (("COUNT", str(BATCH)), ("FLUSH", "1")), trial=100, pv=True,
         ),
-        Benchmark("pte-invlpg", "PTE update, INVLPG", "pte", ENTRIES, (_INVLPG,), trial=4),
-        Benchmark("pte-touch", "PTE update, INVLPG, load", "pte", ENTRIES, (_INVLPG, ("TOUCH", "1")), trial=4),
-        Benchmark("compute", "compute", "compute", 8, bare=True, net=False),
-        Benchmark("memory", "memory, load and store", "memory", 8192, bare=True, net=False, trial=4),
-        Benchmark("copy", "memory copy, 4 KiB", "copy", bare=True, net=False),
-        Benchmark("cli", "CLI and STI", "cli", 4),
-        Benchmark("pushf", "PUSHF and POPF", "pushf", 4),
+        Benchmark("pte-invlpg", "PTE update, INVLPG", "pte", ENTRIES, (_INVLPG,), trial=4, pv=True),
+        Benchmark(
+            "pte-touch", "PTE update, INVLPG, load", "pte", ENTRIES, (_INVLPG, ("TOUCH", "1")), trial=4, pv=True
+        ),
+        Benchmark("compute", "compute", "compute", 8, bare=True, net=False, pv=True),
+        Benchmark("memory", "memory, load and store", "memory", 8192, bare=True, net=False, trial=4, pv=True),
+        Benchmark("copy", "memory copy, 4 KiB", "copy", bare=True, net=False, pv=True),
+        Benchmark("cli", "CLI and STI", "cli", 4, pv=True),
+        Benchmark("pushf", "PUSHF and POPF", "pushf", 4, pv=True),
         Benchmark("out", "OUT", "out"),
-        Benchmark("switch", "process switch", "switch", 2),
+        Benchmark("switch", "process switch", "switch", 2, pv=True),
         Benchmark(
             "translate", "new code, an instruction", "translate", TRANSLATED, net=False, trial=1, once=True
         ),

@@ -9,8 +9,8 @@ start:
         kernel_tables
         measured
 %rep 4
-        cli
-        sti
+        irq_disable
+        irq_enable
 %endrep
         repeated
 

@@ -21,7 +21,7 @@ from tools.bench.nano import images
 from tools.bench.nano.catalogue import Benchmark
 from tools.bench.nano.emulators import PATIENCE, Bochs, Qemu
 from tools.bench.nano.worker import BARE, EXECUTABLE, SHADOWED, Sample
-from vmm.vm import MODES, UNMODIFIED
+from vmm.vm import MODES
 
 BASELINES = {BARE: "bare Unicorn", EXECUTABLE: "executable pages"}
 OUR_MODES = (*MODES, SHADOWED)
@@ -47,15 +47,17 @@ class Ours:
     def __init__(self, name: str, folder: Path, environment: Mapping[str, str]) -> None:
         self.name = name
         self.title = BASELINES.get(name, name)
+        self._pv = name in MODES and MODES[name].image == "pv"
         self._folder, self._environment = folder, environment
 
     def absent(self, benchmark: Benchmark) -> str | None:
-        return None if benchmark.bare or self.name not in BASELINES else ""
+        able = benchmark.pv if self._pv else benchmark.bare or self.name not in BASELINES
+        return None if able else ""
 
     def sample(self, benchmark: Benchmark, iterations: int) -> Sample:
-        path = self._folder / f"{benchmark.name}.image"
+        path = self._folder / f"{benchmark.name}{'-pv' if self._pv else ''}.image"
         if not path.exists():
-            path.write_bytes(pickle.dumps(replace(images.image_of(benchmark), lines=())))
+            path.write_bytes(pickle.dumps(replace(images.image_of(benchmark, pv=self._pv), lines=())))
         padding = {"VMM_BENCH_PADDING": "x" * random.randrange(1 << 13)}
         command = (
             *(sys.executable, "-m", "tools.bench.nano.worker", str(path), self.name, str(iterations)),
@@ -83,5 +85,5 @@ def columns(folder: Path, modes: tuple[str, ...] = ()) -> tuple[Column, ...]:
     """All of them, or those of some modes with what they are compared with; `folder` is for their files."""
     # As users have it: compiled modules are kept, so that only the first process compiles.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    ours = tuple(Ours(name, folder, environment) for name in (*BASELINES, *(modes or (*UNMODIFIED, SHADOWED))))
+    ours = tuple(Ours(name, folder, environment) for name in (*BASELINES, *(modes or OUR_MODES)))
     return (*ours, Qemu(folder), Bochs(folder))

@@ -8,9 +8,14 @@ section .text
 start:
         kernel_tables
         call paging_setup
+%ifdef PV
+        mov eax, [start_info]
+        mov eax, [eax + START_PAGE_TABLES]
+%else
         mov eax, cr3
+%endif
         measured
-        mov cr3, eax
+        load_cr3 eax
         repeated
 
 user_code       equ 0           ; no page is the user's

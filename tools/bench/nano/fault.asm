@@ -15,10 +15,10 @@ start:
         enter_user process, user_stack_top
 
 page_fault:
-        mov ecx, cr2
+        read_fault_address ecx
         add esp, 4                      ; the error code
         add dword [esp], 5              ; the size of the access
-        iret
+        return_to_user
 
         align 4096
 user_code:

@@ -72,9 +72,15 @@ def generated(instructions: int, seed: int = 1) -> bytes:
 
 
 @cache
-def image_of(benchmark: Benchmark, code: bytes = b"") -> Image:
-    """The guest, loaded as multiboot has it. `code` is what the translation benchmark executes."""
+def image_of(benchmark: Benchmark, code: bytes = b"", pv: bool = False) -> Image:
+    """The guest, loaded as multiboot has it, or for Xen's interface, if it has such a build.
+
+    `code` is what the translation benchmark executes.
+    """
     defines = dict(benchmark.defines)
+    if pv:
+        assert benchmark.pv, f"{benchmark.name} has no build for Xen's interface"
+        defines["PV"] = ""
     if benchmark.once:
         code = code or generated(TRANSLATED)
         defines["SIZE"] = str(len(code) + 5)
@@ -82,7 +88,8 @@ def image_of(benchmark: Benchmark, code: bytes = b"") -> Image:
     image = from_assembly(str(benchmark.path), assemble_text(text, benchmark.path.name, defines, folder=ROOT))
     if benchmark.once:
         image = patched(image, image.symbols["code"], code + b"\xe9\0\0\0\0")
-    return with_information(replace(image, name=benchmark.name), "", MEMORY)
+    image = replace(image, name=benchmark.name)
+    return image if pv else with_information(image, "", MEMORY)
 
 
 def patched(image: Image, address: int, data: bytes) -> Image:

@@ -10,6 +10,10 @@ bits 32
 org 0x100000
 %include "tools/bench/nano/bench.inc"
 
+%ifdef PV
+%include "tools/bench/nano/pte-pv.inc"
+%else
+
 %ifndef ENTRY
 %define ENTRY KERNEL_PAGE
 %endif
@@ -66,4 +70,5 @@ user_code_end   equ 0
 
 section .bss
 changing:       resb PAGE
+%endif
 bench_end

@@ -9,8 +9,13 @@ start:
         kernel_tables
         measured
 %rep 4
+%ifdef PV
+        irq_save                ; what a kernel does instead
+        irq_restore
+%else
         pushfd
         popfd
+%endif
 %endrep
         repeated
 

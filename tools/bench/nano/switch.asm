@@ -15,6 +15,45 @@ start:
         gate 0x80, yield, USER_GATE
         call paging_setup
         cld
+%ifdef PV
+%assign p 0
+%rep 2
+%assign i 0
+%rep PAGES
+        mov eax, FRAMES + (p * PAGES + i) * PAGE + ENTRY_USER
+        call machine
+        mov [own + p * PAGE + i * 8], eax
+%assign i i + 1
+%endrep
+        mov eax, own + p * PAGE + ENTRY_USER
+        call machine
+        mov [seconds + 2 * p * PAGE + (OWN >> 21 & 511) * 8], eax
+        mov eax, [start_info]
+        mov eax, [eax + START_PAGE_TABLES]
+        mov eax, [eax]                  ; the gigabyte that we are in
+        mov [directories + p * PAGE], eax
+        mov eax, seconds + 2 * p * PAGE + PRESENT
+        call machine
+        mov [directories + p * PAGE + (OWN >> 30) * 8], eax
+        mov eax, seconds + (2 * p + 1) * PAGE + PRESENT
+        call machine
+        mov [directories + p * PAGE + 3 * 8], eax       ; the gigabyte that the hypervisor is in
+%assign i 0
+%rep 2
+        mov eax, seconds + (2 * p + i) * PAGE
+        call make_table
+%assign i i + 1
+%endrep
+        mov eax, own + p * PAGE
+        call make_table
+        mov eax, directories + p * PAGE
+        call make_table
+        mov edx, eax
+        mov eax, MMUEXT_PIN_L3_TABLE
+        call extended
+%assign p p + 1
+%endrep
+%else
 %assign p 0
 %rep 2
         mov esi, directory
@@ -29,6 +68,7 @@ start:
 %endrep
 %assign p p + 1
 %endrep
+%endif
         ; The second process has just yielded: its stack holds what `yield` left there.
         mov edi, stacks + 2 * PAGE - 13 * 4
         mov ecx, [iterations]
@@ -39,9 +79,10 @@ start:
         mov dword [edi + 11 * 4], user_stack_top
         mov dword [edi + 12 * 4], USER_DATA
         mov [saved + 4], edi
-        mov dword [tss + 4], stacks + PAGE
+        mov eax, stacks + PAGE
+        set_kernel_stack eax
         mov eax, directories
-        mov cr3, eax
+        load_cr3 eax
         enter_user process, user_stack_top
 
 yield:
@@ -54,11 +95,11 @@ yield:
         inc eax
         shl eax, 12
         lea edx, [stacks + eax]
-        mov [tss + 4], edx
+        set_kernel_stack edx
         lea edx, [directories + eax - PAGE]
-        mov cr3, edx
+        load_cr3 edx
         popad
-        iret
+        return_to_user
 
         align 4096
 user_code:
@@ -81,6 +122,9 @@ section .bss
         alignb 4096
 directories:    resb 2 * PAGE
 own:            resb 2 * PAGE
+%ifdef PV
+seconds:        resb 4 * PAGE           ; tables of the second level, two for each
+%endif
 stacks:         resb 2 * PAGE
 current:        resd 1
 saved:          resd 2

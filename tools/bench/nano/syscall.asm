@@ -12,7 +12,7 @@ start:
 
         align 4096
 system_call:
-        iret
+        return_to_user
 
         align 4096
 process:
