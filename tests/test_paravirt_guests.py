@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.guest_expectations import EXPECTATIONS
 from vmm.errors import ImageError
+from vmm.image.image import Image
 from vmm.image.load import ModuleFile, load_image
 from vmm.monitor.paravirt.monitor import ParavirtMonitor
 from vmm.vm import UNMODIFIED, VirtualMachine
 
 GUESTS = Path(__file__).resolve().parent.parent / "guests"
+PORT = GUESTS.parent / "docs" / "paravirtual-guests.md"
 MEMORY = 16 << 20
 
 
@@ -84,9 +87,15 @@ def test_hypercalls_may_be_made_in_pieces(name: str) -> None:
 # What a switch costs: the difference between two runs, in exits.
 
 
-def exits_of(path: Path, **defines: str) -> Counter[str]:
-    image = load_image(path, memory=MEMORY, defines={"PV": "", **defines})
-    result = VirtualMachine(image, "pv", memory=MEMORY).run(10_000_000)
+@cache
+def image_of(path: Path, *defines: tuple[str, str]) -> Image:
+    return load_image(path, memory=MEMORY, defines=dict(defines))
+
+
+def exits_of(path: Path, mode: str = "pv", **defines: str) -> Counter[str]:
+    build = (("PV", ""),) if mode == "pv" else ()
+    image = image_of(path, *build, *defines.items())
+    result = VirtualMachine(image, mode, memory=MEMORY).run(10_000_000)
     assert (result.outcome.kind, result.outcome.status) == ("exit", 1), result.outcome
     return Counter({reason: row.count for reason, row in result.exits.rows.items()})
 
@@ -105,6 +114,22 @@ def test_what_a_switch_costs(kind: str, exits: dict[str, int]) -> None:
     """A system call and the way back are one exit, whoever goes on then is one more, stack and page tables in one."""
     few, many = (exits_of(GUESTS / "threads.asm", KIND=kind, ROUNDS=rounds) for rounds in ("50", "100"))
     assert many - few == Counter({reason: 100 * count for reason, count in exits.items()})
+
+
+def test_the_costs_of_a_switch_that_are_told() -> None:
+    """The table in docs/paravirtual-guests.md is what each kind of switch takes in each mode, in exits."""
+    rows = [line.strip("| ").split("|") for line in PORT.read_text().splitlines() if line.startswith("| ")]
+    header = next(number for number, row in enumerate(rows) if "bt" in [cell.strip() for cell in row])
+    modes = [cell.strip() for cell in rows[header]]
+    for kind, row in enumerate(rows[header + 1 : header + 6], 1):
+        told = dict(zip(modes, map(int, row[1:]), strict=True))
+        assert {mode: cost_of(str(kind), mode) for mode in modes} == told
+
+
+def cost_of(kind: str, mode: str) -> float:
+    """Exits of one switch."""
+    few, many = (exits_of(GUESTS / "threads.asm", mode, KIND=kind, ROUNDS=rounds) for rounds in ("50", "100"))
+    return (many.total() - few.total()) / 100
 
 
 BATCH = """\

@@ -78,6 +78,16 @@ def test_the_run_shown_is_a_real_one() -> None:
     assert timeless(shown[len(lines) :]) == timeless(done.stderr.splitlines())
 
 
+def test_the_port_shown_is_a_real_one() -> None:
+    """So is each row of the comparison in docs/paravirtual-guests.md."""
+    command = "python -m vmm compare guests/processes.asm --modes native,pv"
+    text = (ROOT / "docs" / "paravirtual-guests.md").read_text()
+    shown = text.split(f"    $ {command}\n")[1].split("\n\n")[0].splitlines()
+    printed = [line.rstrip() for line in run(command).stdout.splitlines()]
+    assert len(shown) == 10
+    assert [line[4:] for line in shown if line[4:] not in printed] == []
+
+
 def test_the_explanation_shown_is_a_real_one() -> None:
     """Each line explained in the README is explained so today, but for its time and its place among the ten."""
     command = "python -m vmm run guests/popf.asm --mode trap --explain"
