@@ -23,10 +23,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from tools.bench import baseline, guests
+from tools.bench.nano.report import Grid, show
 from tools.bench.timing import seconds, switch
 from vmm.vm import hardware
 
@@ -69,21 +67,15 @@ def main(arguments: list[str]) -> int:
         description="what exits, time and translation cost, as ratios",
         epilog="python -m tools.bench nano --help: the nanobenchmarks, on every machine",
     )
-    parser.parse_args(arguments)
-    table = Table(title="Costs, as ratios of one run")
-    for heading in ("figure", "ours", "baseline", "ratio", "limit"):
-        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    options = parser.parse_args(arguments)
+    table = Grid("Costs, as ratios of one run", ("figure", "ours", "baseline", "ratio", "limit"))
 
     def row(
         name: str, value: tuple[float, float, float], limit: str, unit: float = 1e3, suffix: str = "ms"
     ) -> None:
-        table.add_row(
-            name,
-            f"{value[1] * unit:.2f} {suffix}",
-            f"{value[2] * unit:.2f} {suffix}",
-            f"{value[0]:.2f}",
-            limit,
-        )
+        ours, theirs = (f"{seconds * unit:.2f} {suffix}" for seconds in value[1:])
+        table.rows.append((name, ours, theirs, f"{value[0]:.2f}", limit))
 
     exits, switches = 50_000, 5_000
     for name, loop, mode, attach, bound in (
@@ -151,7 +143,7 @@ def main(arguments: list[str]) -> int:
                 ),
                 limit,
             )
-    Console().print(table)
+    show([table], [], options.markdown)
     return 0
 
 

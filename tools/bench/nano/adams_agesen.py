@@ -20,8 +20,8 @@ from tools.bench.nano.worker import SHADOWED
 START, END = "<!-- from a run -->\n", "<!-- to here -->\n"
 ALIKE = 1.5  # a factor within which two figures count as equal: more than a busy host makes of the same
 OURS = {"native": "native", "software": "bt", "hardware": SHADOWED}
-NESTED = "hvm"  # what they did not have yet: shown, and in no order
-COLUMNS = (*OURS.values(), NESTED)
+OTHERS = ("hvm", "pv")  # what they did not have: nested paging, or did not look at. Shown, and in no order
+COLUMNS = (*OURS.values(), *OTHERS)
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def grid(results: Results) -> Grid:
     """The table, from what was measured: modes without a figure have no column."""
     measured = [ours for ours in OURS.values() if any(column == ours for _, column in results.samples)]
     known = {theirs: ours for theirs, ours in OURS.items() if ours in measured}
-    nested = [NESTED] if any(column == NESTED for _, column in results.samples) else []
-    shown = [*measured, *nested]
+    shown = [*measured, *(other for other in OTHERS if any(column == other for _, column in results.samples))]
     headings = ("operation", *(f"{name}, cycles" for name in OURS), *(f"{name}, ns" for name in shown))
     columns = len(headings)
     table = Grid(
