@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+SLACK = 50e-6  # seconds: the same deadline, reckoned again a moment later, need not wake the thread
+
 
 class Alarm:
     """Calls `ring` from its own thread once after each `set`, at the moment set."""
@@ -27,7 +29,7 @@ class Alarm:
         """Ring in `seconds`, instead of whenever was set before."""
         with self._changed:
             at = time.monotonic() + seconds
-            sooner = self._at is None or at < self._at
+            sooner = self._at is None or at < self._at - SLACK
             self._at = at
             if sooner:  # a later moment is noticed when the thread wakes for the earlier one
                 self._changed.notify()
