@@ -54,6 +54,7 @@ _NPF_WRITE, _NPF_FETCH = 1 << 1, 1 << 4
 _INTERCEPTS = slice(at.INTERCEPTS.start, at.INTERCEPTS.stop)
 _CONTAINING = MINIMUM.vectors()
 _FLAT = 0xFFFFFFFF
+_CLOSE, _GROWTH, _LONGEST = 64, 8, 4096  # instructions: see `_step_by_hand`
 _GATES = (SystemType.INTERRUPT_GATE32, SystemType.TRAP_GATE32)
 _SVM_IN_RING_3 = range(0xD8, 0xE0)  # 0F 01 /3 with a register operand: VMRUN .. INVLPGA
 
@@ -91,8 +92,10 @@ class HardwareMonitor(Bare):
         else:
             policy |= SHADOWING
         self.policy = policy | MINIMUM
-        self._one = False  # one instruction is being executed apart
+        self._apart = False  # something is being executed apart, until the CPU stops
+        self._one = False  # and that is one instruction
         self._by_hand = False  # by the bare machine's own walk
+        self._last_by_hand, self._stretch = -_CLOSE, 1  # in instructions: where that ended last, and for how many
         self._known: dict[tuple[int, bool, bytes], Known] = {}  # by exit code, code size and bytes
         self._undecided = False  # the last exit was left to be had again, with blocks counted
         self._loaded = b""  # the intercepts as VMRUN loaded them, while they are not in force
@@ -250,11 +253,24 @@ class HardwareMonitor(Bare):
             self._stop_after_one()
 
     def _step_by_hand(self) -> None:
-        """Have it executed by the walk of the bare machine, for which reads and stores may differ."""
-        if self._can_stop():
-            self._by_hand = True
-            self.machine.engine.use_own_mmu(False)
+        """Have it executed by the walk of the bare machine, for which reads and stores may differ.
+
+        Where one such instruction follows another (a guest that runs wild in empty memory), the walk stays for more
+        and more of them: each change of the walk has the engine translate all that follows again.
+        """
+        if not self._can_stop():
+            return
+        machine = self.machine
+        self._by_hand = True
+        machine.engine.use_own_mmu(False)
+        now = machine.retired()
+        close = now - self._last_by_hand < _CLOSE
+        self._stretch = min(self._stretch * _GROWTH, _LONGEST) if close else 1
+        self._last_by_hand = now + self._stretch
+        if self._stretch == 1 or not machine.retirement.bring_nearer(now + self._stretch):
             self._stop_after_one()
+        else:
+            self._apart = True
 
     def _can_stop(self) -> bool:
         """Whether the CPU can be stopped after one instruction; if not, leave it, for the exit to come again."""
@@ -268,7 +284,7 @@ class HardwareMonitor(Bare):
         machine = self.machine
         if not self.state.inhibited:
             self.state.inhibited = machine.run_state.borrowed = True
-        self._one = True
+        self._one = self._apart = True
         machine.engine.meter.words[_POLL] = stub.STOP_NOW | stub.RESUMED
 
     def prepare(self) -> bool:
@@ -280,8 +296,8 @@ class HardwareMonitor(Bare):
 
     def _end_one(self) -> None:
         """Everything is in force again."""
-        if self._one:
-            self._one = False
+        if self._apart:
+            self._one = self._apart = False
             self.state.view[_INTERCEPTS] = self._loaded
             if self._by_hand:
                 self._by_hand = False
