@@ -18,8 +18,6 @@ GROWTH = 192 << 10  # KiB of memory that a run may add to the process
 # What is not hidden: a kernel that touches an address where it has put nothing, and where the monitor lives, may find
 # the monitor's own page in place of a page fault, or of the ones of an empty bus.
 SHARED_SPACE = {
-    ("jumps into the last 4 MiB, without paging", "trap"),
-    ("calls into the last 4 MiB, without paging", "trap"),
     ("loads from the last 4 MiB, without paging", "trap"),
     ("loads from the last 4 MiB, unmapped", "trap"),
     ("loads from the last 4 MiB, without paging", "bt"),
@@ -44,10 +42,6 @@ KNOWN = {
         "bt",
     ): "bare, a pass of REP STOS that overwrites its own block is counted twice:"
     " the engine does it over, and it cannot be told from the next (`machine.retirement`)",
-    (
-        "recursion through all memory",
-        "trap",
-    ): "a CALL or PUSH that overwrites its own block, in the engine: the bare machine counts the CALL twice",
 }
 
 
