@@ -89,6 +89,7 @@ idt_pointer:
         dd idt
 target: dd done
         dw 0x08
+iopl:   dd 1
 pointer: dd 0
         dw 0x10
 section .bss
@@ -196,6 +197,7 @@ def added(exits: ExitTable, base: ExitTable) -> dict[str, int]:
 PV_GUEST = """\
 bits 32
 org 0x100000
+%define PV
 %include "include/xen.inc"
 section .text
 start:  mov esp, stack_top
@@ -231,6 +233,7 @@ trap_table:
         trap 13, handler
         trap 0x20, comes_back
         dq 0
+iopl:   dd 1
 pointer: dd 0
         dw 0xE021
 flush:  dd 6, 0, 0              ; TLB_FLUSH_LOCAL
