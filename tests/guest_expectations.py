@@ -211,6 +211,7 @@ verdict: RIGHT
         'echo: type; a line "quit" or Ctrl-D ends it\nNO NEWLINEbye\n',
         input=b"no newline\x04",
     ),
+    Expectation("disk", "disk: none; add --disk FILE,snapshot\n", status=3),  # with one: test_disk_guest
     Expectation("shutdown", "shutdown: by isa-debug-exit with 3\n", status=7),
     Expectation("shutdown", "shutdown: by isa-debug-exit with 0\n", status=1, defines={"VALUE": "0"}),
     Expectation(

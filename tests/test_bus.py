@@ -75,6 +75,31 @@ def test_wide_devices_take_what_fits() -> None:
     assert device.asked == [("read", 2, 2)]
 
 
+def test_a_data_register_is_wider_than_its_port() -> None:
+    """It gets accesses of any width whole, though its neighbour has a port in their range."""
+    bus = PortBus()
+
+    class Register(Recorder):
+        def room(self, writing: bool) -> int:
+            return 0
+
+        def take(self, length: int) -> bytes:
+            return bytes(length)
+
+        def put(self, data: bytes) -> None:
+            pass
+
+    device, neighbour = Register(), Recorder()
+    bus.attach_data(0x1F0, device, "data")
+    bus.attach(0x1F1, 7, neighbour, "registers")
+    for size in (1, 2, 4):
+        bus.write(0x1F0, size, 0x11223344 & (1 << 8 * size) - 1)
+    assert device.asked == [("write", 0, size) for size in (1, 2, 4)] and not neighbour.asked
+    assert bus.data_registers == {0x1F0: device}
+    with pytest.raises(ValueError, match="already belongs to data"):
+        bus.attach_data(0x1F0, device, "again")
+
+
 ranges = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 6), st.sampled_from((1, 2, 4))), max_size=6)
 
 

@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from vmm.machine.devices.disk import SECTOR
+from vmm.machine.devices.ide import Ide
 from vmm.machine.devices.pic import PicPair
 from vmm.machine.devices.pit import Pit, SpeakerPort
 from vmm.machine.devices.rtc import Rtc
@@ -23,6 +25,21 @@ def clock() -> int:
     return 10**9
 
 
+class Nothing:
+    """A disk of one sector."""
+
+    sectors, writable = 1, True
+
+    def read(self, sector: int, count: int) -> bytes:
+        return bytes(count * SECTOR)
+
+    def write(self, sector: int, data: bytes) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
 PIT = Pit(line, clock)
 DEVICES = (
     PicPair(line),
@@ -34,6 +51,7 @@ DEVICES = (
     DebugConsole(lambda data: None),
     DebugExit(lambda value: None),
     Crtc(),
+    Ide(line, Nothing()),
 )
 
 

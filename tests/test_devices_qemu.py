@@ -14,6 +14,8 @@ from random import Random
 from tests.oracles import require
 from vmm.machine.bus import PortBus
 from vmm.machine.devices import firmware
+from vmm.machine.devices.disk import SECTOR
+from vmm.machine.devices.ide import Ide
 from vmm.machine.devices.pic import PicPair
 from vmm.machine.devices.pit import Pit, SpeakerPort
 from vmm.machine.devices.rtc import Rtc
@@ -22,6 +24,7 @@ from vmm.machine.devices.uart import Uart
 from vmm.machine.devices.vga import Crtc
 
 MEMORY = 64 << 20
+BUSY = 0x100  # in place of a mask: read until bit 7 is clear, which takes QEMU's disk time, and compare nothing
 
 # A step is (port, byte to write) or (port, None, mask of the bits of a read to compare).
 Step = tuple[int, int] | tuple[int, None, int]
@@ -29,6 +32,25 @@ Step = tuple[int, int] | tuple[int, None, int]
 
 def read(port: int, mask: int = 0xFF) -> Step:
     return (port, None, mask)
+
+
+class Pattern:
+    """A disk, and in `bytes` what is on it: each sector its own number."""
+
+    sectors, writable = 2016, True
+    bytes = b"".join(number.to_bytes(4, "little") * (SECTOR // 4) for number in range(sectors))
+
+    def __init__(self) -> None:
+        self._bytes = bytearray(self.bytes)
+
+    def read(self, sector: int, count: int) -> bytes:
+        return bytes(self._bytes[sector * SECTOR : (sector + count) * SECTOR])
+
+    def write(self, sector: int, data: bytes) -> None:
+        self._bytes[sector * SECTOR : sector * SECTOR + len(data)] = data
+
+    def flush(self) -> None:
+        pass
 
 
 def board() -> PortBus:
@@ -48,6 +70,10 @@ def board() -> PortBus:
     bus.attach(0x70, 2, Rtc(pic.line(8), clock, MEMORY), "clock")
     bus.attach(0x92, 1, Port92(lambda level: None, lambda: None), "port 92")
     bus.attach(0xE9, 1, DebugConsole(lambda data: None), "debug console")
+    ide = Ide(pic.line(14), Pattern())
+    bus.attach_data(0x1F0, ide.data, "disk data")
+    bus.attach(0x1F1, 7, ide, "disk")
+    bus.attach(0x3F6, 1, ide.control, "disk control")
     bus.attach(0xF4, 4, DebugExit(lambda value: None), "debug exit", width=4)
     bus.attach(0x3F8, 8, Uart(pic.line(4), lambda data: None), "COM1")
     bus.attach(0x3D4, 2, crtc, "CRTC")
@@ -73,7 +99,7 @@ org 0x100000
 header: dd 0x1BADB002, 0x00010000, -(0x1BADB002 + 0x00010000), header, 0x100000, 0, 0, start
 start:  cli
         mov esi, script
-next:   movzx edx, word [esi]       ; port, byte, what to do: 0 end, 1 write, 2 read
+next:   movzx edx, word [esi]       ; port, byte, what to do: 0 end, 1 write, 2 read, 3 read until bit 7 is clear
         mov al, [esi + 2]
         mov cl, [esi + 3]
         add esi, 4
@@ -83,7 +109,11 @@ next:   movzx edx, word [esi]       ; port, byte, what to do: 0 end, 1 write, 2 
         out dx, al
         jmp next
 input:  in al, dx
-        out 0xE9, al
+        test al, al
+        jns output
+        cmp cl, 3
+        je input
+output: out 0xE9, al
         jmp next
 done:   mov al, 0
         out 0xF4, al
@@ -92,13 +122,23 @@ script:
 """
 
 
+def kind(step: Step) -> int:
+    """What the guest has to do for a step."""
+    if step[1] is not None:
+        return 1
+    return 3 if step[2] == BUSY else 2
+
+
 def theirs(steps: list[Step], folder: Path) -> list[int]:
     nasm, qemu = require("nasm"), require("qemu-system-i386")
-    rows = [f"dw {s[0]:#x}\ndb {s[1] or 0:#x}, {2 if s[1] is None else 1}" for s in steps]
+    rows = [f"dw {s[0]:#x}\ndb {s[1] or 0:#x}, {kind(s)}" for s in steps]
     source, image = folder / "script.asm", folder / "script.bin"
     source.write_text(GUEST + "\n".join(rows) + "\ndd 0\n")
     subprocess.run([nasm, "-f", "bin", source, "-o", image], check=True, timeout=60)
     command = [qemu, "-kernel", str(image), "-m", str(MEMORY >> 20), "-display", "none", "-no-reboot"]
+    disk = folder / "disk.img"
+    disk.write_bytes(Pattern.bytes)
+    command += ["-drive", f"file={disk},format=raw,if=ide"]
     command += ["-debugcon", "stdio", "-serial", "null", "-monitor", "none", "-net", "none"]
     command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-rtc", "base=2000-01-01T00:00:00"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
@@ -222,11 +262,49 @@ def small(random: Random) -> list[Step]:
     return steps
 
 
+def ide(random: Random) -> list[Step]:
+    """Reset, and commands without data, each with what is in the registers after it. `disk.asm` has the data."""
+    base = 0x1F0
+    # QEMU's reset leaves selected what firmware last looked for, device 1.
+    steps: list[Step] = [(base + 6, 0xA0), (0x3F6, 0x02), (0x3F6, 0x06), (0x3F6, 0x02), read(0x3F6, BUSY)]
+    steps += [read(base + at) for at in range(1, 8)]
+
+    def command(code: int, count: int, number: int, features: int = 0) -> list[Step]:
+        places = [(base + 3 + at, number >> 8 * at & 0xFF) for at in range(3)]
+        device = [(base + 6, 0xE0 | number >> 24)]
+        return [(base + 1, features), (base + 2, count), *places, *device, (base + 7, code), read(0x3F6, BUSY)]
+
+    for _ in range(10):
+        number = random.randrange(2000)
+        what = random.choice(("verify", "seek", "set", "features", "flush", "unknown", "power", "place"))
+        if what == "verify":
+            steps += command(0x40, 4, number)
+        elif what == "seek":
+            steps += command(random.choice((0x70, 0x10)), 1, number)
+        elif what == "set":
+            steps += command(0xC6, random.choice((1, 2, 4, 8, 16, 3)), number)
+        elif what == "features":
+            steps += command(0xEF, 0x0B, number, random.choice((0x03, 0x02, 0x82, 0xAA, 0x55, 0x77)))
+        elif what == "flush":
+            steps += command(0xE7, 0, number)
+        elif what == "power":
+            steps += [*command(0xE5, 0, number), read(base + 2)]
+        elif what == "unknown":
+            steps += command(random.choice((0x00, 0xA1, 0xFF)), 1, number)
+        else:
+            values = [random.randrange(256) for _ in range(4)]
+            steps += [(base + 2 + at, value) for at, value in enumerate(values)]
+            steps += [read(base + 2 + at) for at in range(4)]
+        # DRDY, DRQ and ERR: QEMU has no seek to be complete with after an error.
+        steps += [read(base + 7, 0xC9), read(base + 1, 0x04)]
+    return steps
+
+
 def test_qemu_answers_the_same(tmp_path: Path) -> None:
     """What is not a matter of time reads on our bus, access for access, as it does on QEMU's `pc`."""
     random = Random(1)
     steps = as_found()
-    for part in (pic, uart, rtc, small):
+    for part in (pic, uart, rtc, small, ide):
         steps += part(random)
     expected, found = theirs(steps, tmp_path), ours(steps)
     reads = [index for index, step in enumerate(steps) if step[1] is None]

@@ -21,6 +21,7 @@ from vmm.machine.bare import Bare
 from vmm.machine.boot import boot
 from vmm.machine.clock import HostClock, InstructionClock
 from vmm.machine.control import Control
+from vmm.machine.devices.disk import Disk
 from vmm.machine.machine import Machine, Outcome
 
 if TYPE_CHECKING:
@@ -256,6 +257,7 @@ class VirtualMachine:
         console_input: bytes = b"",
         listeners: tuple[Listener, ...] = (),
         attach: Callable[[Machine], Control] | None = None,
+        disk: Disk | None = None,
     ) -> None:
         self.image, self.mode = image, MODES[mode]
         self.console = Console(show)
@@ -263,6 +265,7 @@ class VirtualMachine:
             memory,
             clock=InstructionClock() if clock == "instructions" else HostClock(),
             console=self.console.write,
+            disk=disk,
         )
         self.control = self.mode.start(self.machine, image, attach)
         self.machine.attach(self.control)

@@ -45,9 +45,13 @@ def image_of(options: argparse.Namespace, memory: int = LARGEST) -> Image:
     )
 
 
-def check_distinct(guest: str, outputs: Mapping[str, str | None]) -> None:
-    """Refuse an output that would overwrite the guest or another; by option. Raises `UsageError`."""
+def check_distinct(guest: str, outputs: Mapping[str, str | None], disk: str | None = None) -> None:
+    """Refuse an output that would overwrite the guest, its disk or another; by option. Raises `UsageError`."""
     seen = [(guest, "the guest")]
+    if disk is not None:
+        if _same_file(guest, disk):
+            raise UsageError(f"--disk {disk}: that is the guest: choose another file")
+        seen.append((disk, "the guest's disk"))
     for option, name in outputs.items():
         if name is None:
             continue

@@ -195,6 +195,11 @@ def _add_run(commands: Commands[Parser]) -> None:
     add("--clock", default="instructions", help="instructions (the default): repeatable; host: wall time")
     add("--max-instructions", metavar="N", help="stop after so many")
     add("--timeout", metavar="S", help="stop after so many seconds")
+    add(
+        "--disk",
+        metavar="FILE",
+        help="an ATA disk; FILE,snapshot forgets what the guest writes, FILE,readonly refuses it",
+    )
     add("--report", metavar="FILE", help="write what came of the run as JSON")
     add("--trace", metavar="FILE", help="write every exit as a line of JSON")
     add("--dump-translations", metavar="FILE", help="write each translation beside its source (bt only)")

@@ -18,6 +18,7 @@ from vmm.cli.screen import Screen
 from vmm.cli.status import of_outcome
 from vmm.errors import OutputError, UsageError
 from vmm.machine.control import Control
+from vmm.machine.devices.disk import FileDisk
 from vmm.machine.machine import Machine, Outcome
 from vmm.vm import CONSOLE_LIMIT, MODES, MemoryVirtualization, Result, VirtualMachine, hardware
 
@@ -45,9 +46,11 @@ def run(options: argparse.Namespace) -> int:
         "--trace": options.trace,
         "--dump-translations": options.dump_translations,
     }
-    check_distinct(options.guest, outputs)
+    disk_file = None if options.disk is None else values.disk(options.disk)
+    check_distinct(options.guest, outputs, disk_file and disk_file[0])
     console_input = values.input_bytes(options.input)
     image = image_for(options, memory, mode)
+    disk = None if disk_file is None else FileDisk(*disk_file)
     report = None if options.report is None else open_output("--report", options.report)
     trace = None
     if options.trace is not None:
@@ -72,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         show=screen.write,
         console_input=console_input,
         attach=attach,
+        disk=disk,
         listeners=() if trace is None else (trace.listener(give_up),),
     )
     if translations is not None:
@@ -97,6 +101,10 @@ def run(options: argparse.Namespace) -> int:
         trace.close(result, code)
     if translations is not None:
         translations.close(vm)
+    if disk is not None:
+        disk.close()
+        if disk.trouble:
+            say(f"disk {disk.trouble}")
     if report is not None:
         from vmm.cli.report import write
 

@@ -13,9 +13,11 @@ from vmm.errors import UsageError
 
 if TYPE_CHECKING:
     from vmm.image.load import ModuleFile
+    from vmm.machine.devices.disk import Access
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 INPUT_LIMIT = 16 << 20  # bytes of --input
+DISK_ACCESS: dict[str, Access] = {"snapshot": "snapshot", "readonly": "read"}
 LONGEST_TIMEOUT = 365 * 86400.0
 
 
@@ -106,6 +108,18 @@ def input_bytes(text: str | None) -> bytes:
     if len(data) > INPUT_LIMIT:
         raise UsageError(f"--input {text}: longer than {INPUT_LIMIT >> 20}M: give less")
     return data
+
+
+def disk(text: str) -> tuple[str, Access]:
+    """`FILE`, `FILE,snapshot` or `FILE,readonly`: the file's name, and what the guest may do with it."""
+    name, comma, how = text.rpartition(",")
+    if comma and how in DISK_ACCESS:
+        access = DISK_ACCESS[how]
+    else:
+        name, access = text, "write"
+    if not name:
+        raise UsageError(f"--disk {text}: the file's name is missing: give FILE, FILE,snapshot or FILE,readonly")
+    return name, access
 
 
 def modes(text: str, known: Iterable[str]) -> list[str]:

@@ -3,7 +3,8 @@
 The hard part is width. Nearly every device of a PC is one byte wide, and the ISA bus cuts a wider access
 into pieces, low port first, each piece going to whoever claims that port. So `outw 0x3D4` writes an index
 register and, one port up, its data register, and a word that straddles two devices reaches both. A device
-that takes wider accesses whole says so when it is attached.
+that takes wider accesses whole says so when it is attached. A data register, such as a disk's, is wider than
+its one port.
 
 This is on the path of every IN and OUT: one dictionary lookup finds the device's bound method.
 """
@@ -24,6 +25,19 @@ class PortDevice(Protocol):
     def write(self, offset: int, size: int, value: int) -> None: ...
 
 
+class DataRegister(PortDevice, Protocol):
+    """A port through which many accesses can go at once, because each but the last only moves data."""
+
+    def room(self, writing: bool) -> int:
+        """Bytes that can be moved now, in this direction, before anything else happens."""
+
+    def take(self, length: int) -> bytes:
+        """Read that many bytes, at most `room(False)`."""
+
+    def put(self, data: bytes) -> None:
+        """Write those bytes, at most `room(True)`."""
+
+
 class _Claim(NamedTuple):
     read: Callable[[int, int], int]
     write: Callable[[int, int, int], None]
@@ -37,6 +51,7 @@ class PortBus:
 
     def __init__(self) -> None:
         self._claims: dict[int, _Claim] = {}
+        self.data_registers: dict[int, DataRegister] = {}
 
     def attach(self, base: int, count: int, device: PortDevice, name: str, width: int = 1) -> None:
         """Give `count` ports from `base` to `device`, which takes accesses of up to `width` bytes whole.
@@ -51,6 +66,12 @@ class PortBus:
         for offset in range(count):
             left = min(width, count - offset)
             self._claims[base + offset] = _Claim(device.read, device.write, offset, left, name)
+
+    def attach_data(self, port: int, device: DataRegister, name: str) -> None:
+        """Give `port` to a data register, which takes accesses of any width. Raises as `attach` does."""
+        self.attach(port, 1, device, name)
+        self._claims[port] = self._claims[port]._replace(left=4)
+        self.data_registers[port] = device
 
     def owner(self, port: int) -> str | None:
         """The name of the device at `port`, or None."""

@@ -31,6 +31,7 @@ from vmm.machine.cpu import stub
 from vmm.machine.cpu.engine import Engine, Stop
 from vmm.machine.cpuid import cpuid
 from vmm.machine.delivery import Fault, TripleFault
+from vmm.machine.devices.disk import Disk
 from vmm.machine.devices.system import exit_status
 from vmm.machine.memory import ONES, Memory
 from vmm.machine.pc import Devices
@@ -53,7 +54,7 @@ class Machine:
     """A PC with `memory_size` bytes of RAM. `console` gets what the guest writes to its console.
 
     Several may share one `engine`, for guests that take turns (see `monitor.hardware`): the first with its RAM at
-    physical address 0 of the engine, each other one at a `base` of its own, a multiple of 2 MiB.
+    physical address 0 of the engine, each other one at a `base` of its own, a multiple of 2 MiB. `disk` is the one on its primary IDE channel.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Machine:
         console: Callable[[bytes], None] = lambda _data: None,
         engine: Engine | None = None,
         base: int = 0,
+        disk: Disk | None = None,
     ) -> None:
         self.memory = Memory(memory_size)
         self.engine = engine or Engine()
@@ -96,6 +98,7 @@ class Machine:
             a20=self._set_a20,
             reset=lambda: self.end(Outcome("halt", 0, "the guest reset the machine")),
             exit_run=lambda value: self.end(Outcome("exit", exit_status(value), "isa-debug-exit")),
+            disk=disk,
         )
         self.ports = PortExits(self)
         self.on_in, self.on_out = self.ports.on_in, self.ports.on_out

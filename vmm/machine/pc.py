@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vmm.machine.bus import PortBus
+from vmm.machine.devices.disk import Disk
+from vmm.machine.devices.ide import Ide
 from vmm.machine.devices.pic import PicPair
 from vmm.machine.devices.pit import Pit, SpeakerPort
 from vmm.machine.devices.rtc import Rtc
@@ -16,15 +18,19 @@ from vmm.machine.devices.system import DebugConsole, DebugExit, Port92
 from vmm.machine.devices.uart import Uart
 from vmm.machine.devices.vga import Crtc
 
-TIMER_IRQ, COM1_IRQ, RTC_IRQ = 0, 4, 8
+TIMER_IRQ, COM1_IRQ, RTC_IRQ, DISK_IRQ = 0, 4, 8, 14
 COM1 = 0x3F8
+DISK, DISK_CONTROL = 0x1F0, 0x3F6
 
 # Ports whose access may change when a timed device next interrupts.
 TIMED_PORTS = frozenset((0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71))
 
 
 class Devices:
-    """All devices of the machine. `now` is guest time in ns; the other arguments are lines and callbacks."""
+    """All devices of the machine. `now` is guest time in ns; the other arguments are lines and callbacks.
+
+    Without a `disk` there is no IDE channel either, and its ports are empty.
+    """
 
     def __init__(
         self,
@@ -37,6 +43,7 @@ class Devices:
         a20: Callable[[bool], None],
         reset: Callable[[], None],
         exit_run: Callable[[int], None],
+        disk: Disk | None = None,
     ) -> None:
         self.pics = PicPair(interrupt)
         self.pit = Pit(self.pics.line(TIMER_IRQ), now)
@@ -59,6 +66,12 @@ class Devices:
         bus.attach(0xF4, 4, self.debug_exit, "isa-debug-exit", width=4)
         bus.attach(0x3D4, 2, self.crtc, "CRTC")
         bus.attach(0x3DA, 1, self.crtc.status, "VGA status")
+        self.ide: Ide | None = None
+        if disk is not None:
+            self.ide = Ide(self.pics.line(DISK_IRQ), disk)
+            bus.attach_data(DISK, self.ide.data, "disk data")
+            bus.attach(DISK + 1, 7, self.ide, "disk")
+            bus.attach(DISK_CONTROL, 1, self.ide.control, "disk control")
         self._timed: tuple[Timed, ...] = (self.pit, self.rtc)
 
     def add(self, device: Timed) -> None:

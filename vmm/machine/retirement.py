@@ -156,9 +156,9 @@ class Retirement:
         """Take back one that was charged, and then undone."""
         self._meter.quads[BUDGET // 8] += 1
 
-    def retire(self) -> None:
-        """Count an instruction, or a pass of a repeated one, that was not executed by the engine."""
-        self._meter.quads[BUDGET // 8] -= 1
+    def retire(self, count: int = 1) -> None:
+        """Count instructions, or passes of a repeated one, that were not executed by the engine."""
+        self._meter.quads[BUDGET // 8] -= count
 
     def left(self) -> int:
         """How much of what was granted is left, counting charged blocks as spent."""

@@ -4,6 +4,10 @@ The engine's INS stores a zero before it asks for the port, so a refused port wo
 Here the order is the manual's: permission, the destination's page, the port, memory, then the registers. An
 iteration is complete before an interrupt is taken, and between iterations EIP is at the instruction.
 
+A sector of a disk is 256 passes, of which only the last does more than move data. As many as stay within one
+page of memory, what is granted to the guest, and what the port's device can move before anything else happens
+(`bus.DataRegister`), are made at once; nobody can tell.
+
 Source: SDM volume 2A, INS; volume 2B, OUTS and REP.
 """
 
@@ -16,6 +20,7 @@ from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags
 from vmm.machine.cpu.state import ECX, EDI, EDX, ESI
 from vmm.machine.delivery import Fault
+from vmm.machine.memory import PAGE
 
 if TYPE_CHECKING:
     from vmm.machine.control import Control
@@ -42,11 +47,54 @@ class StringPort:
         stepping = bool(machine.state.system_flags & EFlags.TF)
         more = True
         while more:
-            more = self._pass(instruction, stepping)
-            machine.retire()
+            at_once = 0 if stepping or not instruction.repeat else self._passes(instruction)
+            if not at_once:
+                more = self._pass(instruction, stepping)
+                at_once = 1
+            machine.retire(at_once)
             machine.state.inhibited = False  # an interrupt shadow covers one pass
             if stepping or machine.must_stop():
                 break
+
+    def _passes(self, instruction: Instruction) -> int:
+        """Make several passes at once, never the last of all; how many, 0 where that cannot be."""
+        machine = self._machine
+        state, memory = machine.state, machine.memory
+        port = state.get(EDX) & 0xFFFF
+        device = machine.bus.data_registers.get(port)
+        if device is None or state.eflags & EFlags.DF or instruction.address_size != 4:
+            return 0
+        size = 1 if not instruction.opcode & 1 else instruction.operand_size
+        out = instruction.opcode >= _OUTS
+        index = ESI if out else EDI
+        offset = state.get(index)
+        address = state.segment_base(self._segment(instruction, out)) + offset & 0xFFFFFFFF
+        count = state.get(ECX)
+        room = min(PAGE - (address & PAGE - 1), device.room(out)) // size
+        passes = min(count, room, machine.retirement.left())
+        if passes < 2:
+            return 0
+        if not self._control.port_allowed(port, size):
+            raise Fault(Vector.GP, 0)
+        length = passes * size
+        frame = machine.linear.translate(address, write=not out, user=state.cpl == 3).frame
+        start = frame | address & PAGE - 1
+        if not memory.is_ram(start):
+            return 0
+        if out:
+            device.put(memory.bytes[start : start + length].tobytes())
+        else:
+            memory.store(start, device.take(length))
+        state.set(index, offset + length & 0xFFFFFFFF)
+        state.set(ECX, count - passes)
+        return passes
+
+    @staticmethod
+    def _segment(instruction: Instruction, out: bool) -> int:
+        """The segment of the operand in memory: INS has no choice."""
+        if not out:
+            return _ES
+        return _DS if instruction.segment is None else instruction.segment
 
     def _pass(self, instruction: Instruction, stepping: bool) -> bool:
         """One pass; False when EIP has gone past the instruction."""
@@ -64,9 +112,8 @@ class StringPort:
         user = state.cpl == 3
         out = instruction.opcode >= _OUTS
         index = ESI if out else EDI
-        segment = (instruction.segment if instruction.segment is not None else _DS) if out else _ES
         offset = state.get(index)
-        address = state.segment_base(segment) + (offset & mask) & 0xFFFFFFFF
+        address = state.segment_base(self._segment(instruction, out)) + (offset & mask) & 0xFFFFFFFF
         if out:
             self._machine.bus.write(port, size, linear.read(address, size, user=user))
         else:
