@@ -35,13 +35,13 @@ def read(port: int, mask: int = 0xFF) -> Step:
 
 
 class Pattern:
-    """A disk, and in `bytes` what is on it: each sector its own number."""
+    """A disk, and in `content` what is on it: each sector its own number."""
 
     sectors, writable = 2016, True
-    bytes = b"".join(number.to_bytes(4, "little") * (SECTOR // 4) for number in range(sectors))
+    content = b"".join(number.to_bytes(4, "little") * (SECTOR // 4) for number in range(sectors))
 
     def __init__(self) -> None:
-        self._bytes = bytearray(self.bytes)
+        self._bytes = bytearray(self.content)
 
     def read(self, sector: int, count: int) -> bytes:
         return bytes(self._bytes[sector * SECTOR : (sector + count) * SECTOR])
@@ -137,7 +137,7 @@ def theirs(steps: list[Step], folder: Path) -> list[int]:
     subprocess.run([nasm, "-f", "bin", source, "-o", image], check=True, timeout=60)
     command = [qemu, "-kernel", str(image), "-m", str(MEMORY >> 20), "-display", "none", "-no-reboot"]
     disk = folder / "disk.img"
-    disk.write_bytes(Pattern.bytes)
+    disk.write_bytes(Pattern.content)
     command += ["-drive", f"file={disk},format=raw,if=ide"]
     command += ["-debugcon", "stdio", "-serial", "null", "-monitor", "none", "-net", "none"]
     command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-rtc", "base=2000-01-01T00:00:00"]

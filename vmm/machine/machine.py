@@ -54,7 +54,8 @@ class Machine:
     """A PC with `memory_size` bytes of RAM. `console` gets what the guest writes to its console.
 
     Several may share one `engine`, for guests that take turns (see `monitor.hardware`): the first with its RAM at
-    physical address 0 of the engine, each other one at a `base` of its own, a multiple of 2 MiB. `disk` is the one on its primary IDE channel.
+    physical address 0 of the engine, each other one at a `base` of its own, a multiple of 2 MiB. `disk` is
+    the one on its primary IDE channel.
     """
 
     def __init__(
