@@ -28,7 +28,7 @@ from vmm.monitor.paravirt.abi.rings import GRANT_CONSOLE, GRANT_STORE
 from vmm.monitor.paravirt.access import GuestAccess
 from vmm.monitor.paravirt.console import Console, Serial
 from vmm.monitor.paravirt.emulate import REAL_CR0, REAL_CR4
-from vmm.monitor.paravirt.frames import MachineFrames
+from vmm.monitor.paravirt.frames import FrameType, MachineFrames
 from vmm.monitor.paravirt.machinery import DOMAIN_ID, Domain
 from vmm.monitor.paravirt.mmu import DirectPaging
 from vmm.monitor.paravirt.monitor import ParavirtMonitor
@@ -199,6 +199,8 @@ class Builder:
         access = GuestAccess(self.machine, self._paging)
         monitor = ParavirtMonitor(self.machine, domain, access)
         self._paging.start(self._frame(region.tables))
+        for ring in (region.store, region.console):
+            self._frames.get_with_type(self._frame(ring), DOMAIN_ID, FrameType.WRITABLE)  # domain 0 maps it
         self._enter()
         return monitor
 

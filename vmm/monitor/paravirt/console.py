@@ -91,7 +91,7 @@ class Console:
             base + rings.CONSOLE_IN_CONS, base + rings.CONSOLE_IN_PROD,
         )  # fmt: skip
         self.notify: Callable[[], None] = lambda: None
-        self.should_yield: Callable[[], bool] = lambda: False
+        self.should_yield: Callable[[int], bool] = lambda _bytes: False
         self.ring_used = False
 
     def kicked(self) -> None:
@@ -120,9 +120,10 @@ class Console:
         if command == CONSOLEIO_WRITE:
             done = 0
             while done < count:
-                if done and self.should_yield():
+                length = min(_CHUNK, count - done)
+                if self.should_yield(length) and done:
                     raise Continued(command, count - done, buffer + done)
-                data = guest.read(buffer + done, min(_CHUNK, count - done))
+                data = guest.read(buffer + done, length)
                 self._serial.send(data)
                 done += len(data)
             return 0

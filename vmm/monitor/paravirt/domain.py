@@ -59,7 +59,7 @@ class PagedDomain:
         self.area = HypervisorArea(memory, frames)
         self.tables = PageTables(memory, frames, self.area)
         self.state = PagingState()
-        self.should_yield: Callable[[], bool] = lambda: False
+        self.should_yield: Callable[..., bool] = lambda _units=1: False
         self.invalidate = invalidate
         self._flush = flush
         frames.flush = self.flush

@@ -89,6 +89,7 @@ class MachineFrames:
         self.validate: dict[FrameType, Callable[[int, int], None]] = {}
         self.release: dict[FrameType, Callable[[int, int], None]] = {}
         self.flush: Callable[[], None] = lambda: None
+        self.checked = 0  # how many pages have been validated or released: what takes time
         self.on_free: Callable[[int], None] = lambda _mfn: None
 
     def save(self) -> FrameState:
@@ -252,6 +253,7 @@ class MachineFrames:
         self.linear[mfn] = 0
         check = self.validate.get(kind)
         if check is not None:
+            self.checked += 1
             try:
                 check(mfn, flags)
             except Refused:
@@ -271,6 +273,7 @@ class MachineFrames:
         if self.type_counts[mfn] == 1:
             if kind in PAGE_TABLES:
                 self.flags[mfn] &= ~VALIDATED & 0xFF
+                self.checked += 1
                 self.release[kind](mfn, flags & XEN_L2)
                 self.flags[mfn] &= ~XEN_L2 & 0xFF
             self._stamps[mfn] = self._clock

@@ -53,6 +53,8 @@ def _set_trap_table(d: Domain, a: Arguments) -> int:
         return 0
     size = trap_abi.TRAP_INFO.size
     while True:
+        if d.paging.domain.should_yield() and table != a[0]:
+            raise Continued(table)
         vector, flags, cs, eip = trap_abi.TRAP_INFO.unpack(d.guest.read(table, size))
         if not eip:
             return 0
@@ -152,9 +154,11 @@ def _multicall(d: Domain, a: Arguments) -> int:
             d.guest.write(address + MULTICALL_RESULT, (result & 0xFFFFFFFF).to_bytes(4, "little"))
             if entry[0] == Hypercall.IRET:
                 return result
-            if d.machine.run_state.outcome is not None or d.blocked:
+            if d.machine.run_state.outcome is not None:
                 break
             address += size
+            if d.blocked and left > 1:
+                raise Continued(address, left - 1)  # when the domain is awake again
     finally:
         d.vcpu.in_multicall = False
     return 0

@@ -7,7 +7,6 @@ events, and the domain blocks, wakes and ends.
 from __future__ import annotations
 
 from vmm.machine.machine import Machine, Outcome
-from vmm.machine.paging import PageFault
 from vmm.monitor.paravirt.abi.domain import WORD_BITS
 from vmm.monitor.paravirt.abi.errors import Errno, Refused
 from vmm.monitor.paravirt.abi.events import Virq
@@ -19,7 +18,7 @@ from vmm.monitor.paravirt.grants import GrantTable
 from vmm.monitor.paravirt.linear import LinearMemory
 from vmm.monitor.paravirt.loads import Segments
 from vmm.monitor.paravirt.mmu import DirectPaging
-from vmm.monitor.paravirt.shared import SharedInfo
+from vmm.monitor.paravirt.shared import SharedInfo, time_record
 from vmm.monitor.paravirt.store import Store
 from vmm.monitor.paravirt.time import TSC_MULTIPLIER, TSC_SHIFT, DomainTime
 from vmm.monitor.paravirt.traps import Traps
@@ -53,6 +52,7 @@ class Domain:
         self.time_area = 0
         self.vcpu_info_moved = False
         self.nmi_pending = False
+        self.was_away = False  # it has left the processor: on the way back, data segments are loaded anew
         self.entered = False  # the hypervisor has had the processor: on the way back, events are looked for
         machine.devices.add(self.time)
 
@@ -70,10 +70,10 @@ class Domain:
         self.shared.write_time(*pair)
         if self.time_area:
             try:
-                where = machine.linear.translate(self.time_area, write=True, user=False).frame
-            except PageFault:
+                version = int.from_bytes(self.guest.read(self.time_area, 4), "little")
+                self.guest.write(self.time_area, time_record(version, *pair))
+            except Refused:  # it is not mapped now
                 return
-            self.shared.write_time_at(where | self.time_area & 0xFFF, *pair)
 
     def write_runstate(self) -> None:
         """The guest's copy of the runstate, if it has named one and it is mapped now."""
@@ -161,7 +161,7 @@ class Domain:
         self.time.enter(Runstate.RUNNABLE)
         self.time.enter(Runstate.RUNNING)
         self.write_runstate()
-        self.traps.check_data_segments()
+        self.was_away = True
         return 0
 
     # The end

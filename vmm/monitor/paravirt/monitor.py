@@ -34,6 +34,7 @@ from vmm.monitor.paravirt.domain import Continued
 from vmm.monitor.paravirt.emulate import PASSED_THROUGH, emulate, port_allowed
 from vmm.monitor.paravirt.machinery import Domain
 from vmm.monitor.paravirt.services import cpuid, set_task_switched
+from vmm.monitor.paravirt.timeslice import TimeSlice
 from vmm.monitor.paravirt.vcpu import KERNEL_RING
 
 _CPUID = b"\x0f\xa2"
@@ -58,9 +59,12 @@ class ParavirtMonitor:
         self._strings = StringPort(machine, self)
         access.is_implicit = self._is_implicit
         domain.traps.mark_accessed = lambda selector: access.mark_accessed(domain.traps.processor, selector)
-        domain.paging.domain.should_yield = lambda: bool(machine.run_state.poke)
+        self._slice = TimeSlice(
+            lambda: bool(machine.run_state.poke), lambda: domain.frames.checked
+        )
+        domain.paging.domain.should_yield = self._slice.over
         if domain.console is not None:
-            domain.console.should_yield = domain.paging.domain.should_yield
+            domain.console.should_yield = self._slice.over
 
     # Interrupts: the domain has none of the machine's; events are delivered in `prepare` and at exits
 
@@ -90,6 +94,9 @@ class ParavirtMonitor:
         """On the way back to the guest: NMI or event upcall, if one is due."""
         domain = self.domain
         domain.entered = False
+        if domain.was_away:
+            domain.was_away = False
+            self._traps.check_data_segments()
         if domain.nmi_pending and domain.vcpu.traps[Vector.NMI].present:
             domain.nmi_pending = False
             self._traps.exception(Vector.NMI, 0)
@@ -143,10 +150,11 @@ class ParavirtMonitor:
         state, w = self.state, self.state.words
         number = w[EAX * 2]
         arguments = w[EBX * 2], w[ECX * 2], w[EDX * 2], w[ESI * 2], w[EDI * 2]
+        self._slice.begin()
         try:
             result = hypercalls.call(self.domain, number, arguments)
         except Continued as rest:
-            # Somebody outside wants the processor: the guest makes the call again, for what is left of it.
+            # It has taken long: the guest makes the call again, for what is left of it.
             for register, value in zip((EBX, ECX, EDX, ESI, EDI), rest.arguments, strict=False):
                 state.set(register, value)
             self.machine.restart_software()

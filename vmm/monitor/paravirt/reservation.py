@@ -115,7 +115,7 @@ class Reservations:
         if reservation.extent_order > MAX_ORDER or 0 < bits <= 12:
             return start
         for number in range(start, count):
-            if number > start and self._domain.should_yield():
+            if self._domain.should_yield(1 << reservation.extent_order) and number > start:
                 raise Continued(op | number << MEMOP_EXTENT_SHIFT, argument)
             try:
                 act(reservation, number)
@@ -178,7 +178,10 @@ class Reservations:
             self._check_exchange(given, wanted, done)
             chunk = max(given.extent_order, wanted.extent_order)
             per_chunk = 1 << chunk - given.extent_order, 1 << chunk - wanted.extent_order
+            before = done
             while done < given.nr_extents:
+                if self._domain.should_yield(1 << chunk) and done > before:
+                    raise Continued(MemoryOp.EXCHANGE, argument)
                 self._exchange_chunk(guest, given, wanted, done // per_chunk[0], per_chunk)
                 done += per_chunk[0]
         finally:

@@ -87,15 +87,10 @@ class SharedInfo:
     # Time
 
     def write_time(self, tsc: int, system_time: int, multiplier: int, shift: int) -> None:
-        """The pair that belongs together; the version is odd while it is written."""
-        self.write_time_at(self.vcpu + abi.TIME, tsc, system_time, multiplier, shift)
-
-    def write_time_at(self, address: int, tsc: int, system_time: int, multiplier: int, shift: int) -> None:
+        """The pair that belongs together."""
+        address = self.vcpu + abi.TIME
         version = self._memory.read(address, 4)
-        record = abi.TIME_INFO.pack(
-            version + 2 & 0xFFFFFFFE, 0, tsc, system_time, multiplier, shift, abi.TSC_STABLE, 0, 0
-        )
-        self._memory.load(address, record)
+        self._memory.load(address, time_record(version, tsc, system_time, multiplier, shift))
 
     def write_wallclock(self, nanoseconds: int) -> None:
         """The time of day, since 1970, at system time 0."""
@@ -110,3 +105,9 @@ class SharedInfo:
         old = bytes(self._memory.bytes[self.vcpu : self.vcpu + abi.VCPU_INFO_SIZE])
         self._memory.load(address, old)
         self.vcpu = address
+
+
+def time_record(version: int, tsc: int, system_time: int, multiplier: int, shift: int) -> bytes:
+    """`vcpu_time_info` after the one of `version`, which is odd while the record is written."""
+    next_version = version + 2 & 0xFFFFFFFE
+    return abi.TIME_INFO.pack(next_version, 0, tsc, system_time, multiplier, shift, abi.TSC_STABLE, 0, 0)
