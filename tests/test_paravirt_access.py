@@ -198,7 +198,7 @@ def test_a_page_of_the_ldt_comes_when_it_is_needed(bench: Bench) -> None:
 def test_what_is_given_is_what_may_be_written(bench: Bench) -> None:
     """No page of the first four megabytes is handed out for stores unless its frame is the domain's, and no table."""
     board = bench.board
-    tables = board.tables()
+    tables = board.recount.tables()
     given = 0
     for page in range(1024):
         found = bench.access.fill(page << 12, WRITE)

@@ -19,6 +19,7 @@ from vmm.isa.decode import Instruction
 from vmm.isa.vectors import Vector
 from vmm.isa.words import EFlags, SelectorError
 from vmm.machine.bare import SEGMENT_LOADS, reads_tables
+from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.engine import WRITE
 from vmm.machine.cpu.state import EAX, EBX, ECX, EDI, EDX, ESI
 from vmm.machine.delivery import Fault
@@ -40,6 +41,7 @@ from vmm.monitor.paravirt.vcpu import KERNEL_RING
 _CPUID = b"\x0f\xa2"
 _INT_SIZE = 2
 _IRET = int(Hypercall.IRET)  # a plain number is found sooner than a member
+_FRAME_SIZE = 20  # bytes that an IRET to an outer ring takes from the stack
 _LINUX_VECTOR = 0x80
 _OPEN_VECTORS = frozenset(
     (Vector.BP, Vector.OF)
@@ -139,7 +141,8 @@ class ParavirtMonitor:
             return self._hypercall()
         handler = self.domain.vcpu.traps[vector]
         direct = vector == _LINUX_VECTOR and handler.present
-        if direct or vector in _OPEN_VECTORS or state.cpl <= max(handler.dpl, KERNEL_RING):
+        wanted = KERNEL_RING if state.cpl == KERNEL_RING else 3
+        if direct or vector in _OPEN_VECTORS or handler.dpl >= wanted:
             self._traps.software(vector)
             return None
         self.machine.restart_software()
@@ -255,11 +258,12 @@ class ParavirtMonitor:
         if not reads_tables(instruction):
             return False
         memory, state = instruction.memory, self.state
-        if memory is None:
-            return True
-        registers = [state.get(i) for i in range(8)]
-        operand = memory.offset(registers) + state.segment_base(memory.segment) & 0xFFFFFFFF
-        return address & ~0xFFF not in (operand & ~0xFFF, operand + 5 & 0xFFFFF000)
+        if memory is None:  # what is loaded is in a register, or on the stack
+            operand, size = state.segment_base(at.SS) + state.esp & 0xFFFFFFFF, _FRAME_SIZE
+        else:
+            registers = [state.get(i) for i in range(8)]
+            operand, size = memory.offset(registers) + state.segment_base(memory.segment) & 0xFFFFFFFF, 6
+        return address & ~0xFFF not in (operand & ~0xFFF, operand + size - 1 & 0xFFFFF000)
 
     def page_fault(self, address: int, access: int) -> str | None:
         self._refuse_virtual_8086()

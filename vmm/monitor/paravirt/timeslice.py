@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-SLICE = 1 << 14  # units: items of a batch, frames of an extent, bytes for the console
+SLICE = 1 << 12  # units: items of a batch, frames of an extent, bytes for the console
 PER_PAGE = 64  # units that it takes to check a page of entries or descriptors, or to let go of one
 
 

@@ -29,7 +29,7 @@ class Handler:
 
     @property
     def dpl(self) -> int:
-        """The ring from which INT n may come; the kernel always may."""
+        """The ring from which INT n may come: 0 is nobody's."""
         return self.flags & TRAP_DPL
 
     @property
