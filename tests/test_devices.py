@@ -8,11 +8,13 @@ import json
 import pytest
 
 from vmm.machine.devices.disk import SECTOR
+from vmm.machine.devices.i8042 import I8042
 from vmm.machine.devices.ide import Ide
+from vmm.machine.devices.keyboard import Keyboard
 from vmm.machine.devices.pic import PicPair
 from vmm.machine.devices.pit import Pit, SpeakerPort
 from vmm.machine.devices.rtc import Rtc
-from vmm.machine.devices.system import DebugConsole, DebugExit, Port92
+from vmm.machine.devices.system import A20Gate, DebugConsole, DebugExit, Port92
 from vmm.machine.devices.uart import Uart
 from vmm.machine.devices.vga import Crtc
 
@@ -47,7 +49,10 @@ DEVICES = (
     SpeakerPort(PIT, clock),
     Uart(line, lambda data: None),
     Rtc(line, clock, 64 << 20),
-    Port92(line, lambda: None),
+    A20Gate(line),
+    Port92(A20Gate(line), lambda: None),
+    Keyboard(),
+    I8042(line, line, Keyboard(), A20Gate(line), lambda: None),
     DebugConsole(lambda data: None),
     DebugExit(lambda value: None),
     Crtc(),

@@ -15,11 +15,14 @@ from tests.oracles import require
 from vmm.machine.bus import PortBus
 from vmm.machine.devices import firmware
 from vmm.machine.devices.disk import SECTOR
+from vmm.machine.devices.i8042 import I8042
 from vmm.machine.devices.ide import Ide
+from vmm.machine.devices.identify import default_geometry
+from vmm.machine.devices.keyboard import Keyboard
 from vmm.machine.devices.pic import PicPair
 from vmm.machine.devices.pit import Pit, SpeakerPort
 from vmm.machine.devices.rtc import Rtc
-from vmm.machine.devices.system import DebugConsole, DebugExit, Port92
+from vmm.machine.devices.system import A20Gate, DebugConsole, DebugExit, Port92
 from vmm.machine.devices.uart import Uart
 from vmm.machine.devices.vga import Crtc
 
@@ -61,14 +64,19 @@ def board() -> PortBus:
 
     bus, pic = PortBus(), PicPair(lambda level: None)
     pit = Pit(pic.line(0), clock)
-    crtc = Crtc()
+    crtc, gate = Crtc(), A20Gate(lambda level: None)
     bus.attach(0x20, 2, pic.master, "master PIC")
     bus.attach(0xA0, 2, pic.slave, "slave PIC")
     bus.attach(0x4D0, 2, pic.elcr, "ELCR")
     bus.attach(0x40, 4, pit, "timer")
     bus.attach(0x61, 1, SpeakerPort(pit, clock), "speaker")
-    bus.attach(0x70, 2, Rtc(pic.line(8), clock, MEMORY), "clock")
-    bus.attach(0x92, 1, Port92(lambda level: None, lambda: None), "port 92")
+    rtc_chip = Rtc(pic.line(8), clock, MEMORY)
+    rtc_chip.describe_disk(default_geometry(Pattern.sectors))
+    bus.attach(0x70, 2, rtc_chip, "clock")
+    bus.attach(0x92, 1, Port92(gate, lambda: None), "port 92")
+    controller = I8042(pic.line(1), pic.line(12), Keyboard(), gate, lambda: None)
+    bus.attach(0x60, 1, controller.data, "keyboard data")
+    bus.attach(0x64, 1, controller, "keyboard")
     bus.attach(0xE9, 1, DebugConsole(lambda data: None), "debug console")
     ide = Ide(pic.line(14), Pattern())
     bus.attach_data(0x1F0, ide.data, "disk data")
@@ -157,10 +165,14 @@ def as_found() -> list[Step]:
     steps = [read(port) for port in (0x21, 0xA1, 0x4D0, 0x92, 0xE9, 0xF4, 0x70, 0x80, 0x2FD)]
     # Not the second ELCR, where QEMU's firmware has its PCI interrupts.
     steps += [(0x43, 0xE2), read(0x40, 0x3F)]
+    steps += [(0x64, 0x20), read(0x60, 0x63), read(0x64, 0x35)]
     steps += [read(0x3F8 + offset) for offset in range(1, 8)]
     for at in (0x0A, 0x0B, 0x0D, 0x15, 0x16, 0x17, 0x18, 0x30, 0x31, 0x32, 0x34, 0x35):
         # The date is today's, but not UIP: time runs there.
         steps += [(0x70, at), read(0x71, 0x7F if at == 0x0A else 0xFF)]
+    # Not 0x10: QEMU has a floppy drive.
+    for at in (0x11, 0x12, 0x19, 0x1A, *range(0x1B, 0x24)):
+        steps += indexed(0x70, 0x71, at)
     for at in (0x06, 0x07, 0x08, 0x09):
         steps += indexed(0x70, 0x71, at)
     return steps
@@ -300,11 +312,39 @@ def ide(random: Random) -> list[Step]:
     return steps
 
 
+def keyboard(random: Random) -> list[Step]:
+    """The controller's commands and the keyboard's, translated or not, each answer with the status before it."""
+    steps: list[Step] = [(0x64, 0xAD), (0x64, 0xA7), (0x64, 0x60), (0x60, 0x34)]
+    steps += [read(0x60, 0)] * 4
+
+    def answer(count: int, mask: int = 0xFF) -> list[Step]:
+        # Not the status' "last was a command", which QEMU keeps.
+        return [read(0x64, 0x35), read(0x60, mask)] * count + [read(0x64, 0x35)]
+
+    one, two = random.randrange(256), random.randrange(256)
+    steps += [(0x64, 0x20), *answer(1), (0x64, 0xAA), *answer(1), (0x64, 0xAB), *answer(1)]
+    steps += [(0x64, 0xA9), *answer(1), (0x64, 0xC0), *answer(1)]
+    steps += [(0x64, 0xD2), (0x60, one), *answer(1), (0x64, 0xD3), (0x60, two), *answer(1)]
+    # A20 stays open: the guest lies above it.
+    steps += [(0x64, 0xD1), (0x60, 0xCF), (0x64, 0xD0), *answer(1, 0x0F), read(0x92, 0x02)]
+    for on, off in ((0xAE, 0xAD), (0xA8, 0xA7)):
+        for command in (on, off):
+            steps += [(0x64, command), (0x64, 0x20), *answer(1)]
+    for translate in (0x00, 0x40):
+        steps += [(0x64, 0x60), (0x60, 0x24 | translate)]
+        steps += [(0x60, 0xEE), *answer(1), (0x60, 0xF2), *answer(3), (0x60, 0xF5), *answer(1)]
+        steps += [(0x60, 0xED), *answer(1), (0x60, 0x02), *answer(1), (0x60, 0xF3), *answer(1)]
+        steps += [(0x60, 0x20), *answer(1), (0x60, 0xF0), *answer(1), (0x60, 0x00), *answer(2)]
+        steps += [(0x60, 0xF6), *answer(1), (0x60, 0xF4), *answer(1), (0x60, 0x99), *answer(1)]
+        steps += [(0x60, 0xFF), *answer(2)]  # and not 0xFE, resend, which QEMU's keyboard does not know
+    return steps
+
+
 def test_qemu_answers_the_same(tmp_path: Path) -> None:
     """What is not a matter of time reads on our bus, access for access, as it does on QEMU's `pc`."""
     random = Random(1)
     steps = as_found()
-    for part in (pic, uart, rtc, small, ide):
+    for part in (pic, uart, rtc, small, ide, keyboard):
         steps += part(random)
     expected, found = theirs(steps, tmp_path), ours(steps)
     reads = [index for index, step in enumerate(steps) if step[1] is None]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from vmm.machine.bus import PortBus
-from vmm.machine.devices.system import DebugConsole, DebugExit, Port92, exit_status
+from vmm.machine.devices.system import A20Gate, DebugConsole, DebugExit, Port92, exit_status
 
 
 def test_a20_follows_bit_1() -> None:
     """A20 is open from the start, `a20` hears of each change once, and the port reads back."""
     heard: list[bool] = []
-    port = Port92(heard.append, lambda: pytest.fail("no reset was asked for"))
+    port = Port92(A20Gate(heard.append), lambda: pytest.fail("no reset was asked for"))
     assert port.read(0, 1) & 2
     for value in (0x02, 0x00, 0x00, 0x02):
         port.write(0, 1, value)
@@ -25,7 +25,7 @@ def test_a20_follows_bit_1() -> None:
 def test_fast_reset_is_an_edge() -> None:
     """Bit 0 resets the CPU when it rises, not while it stays."""
     resets: list[int] = []
-    port = Port92(lambda level: None, lambda: resets.append(1))
+    port = Port92(A20Gate(lambda level: None), lambda: resets.append(1))
     for value in (0x03, 0x03, 0x02, 0x03):
         port.write(0, 1, value)
     assert len(resets) == 2

@@ -55,7 +55,7 @@ class Machine:
 
     Several may share one `engine`, for guests that take turns (see `monitor.hardware`): the first with its RAM at
     physical address 0 of the engine, each other one at a `base` of its own, a multiple of 2 MiB. `disk` is
-    the one on its primary IDE channel.
+    the one on its primary IDE channel; without `keyboard` there is no keyboard controller.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Machine:
         engine: Engine | None = None,
         base: int = 0,
         disk: Disk | None = None,
+        keyboard: bool = True,
     ) -> None:
         self.memory = Memory(memory_size)
         self.engine = engine or Engine()
@@ -100,6 +101,7 @@ class Machine:
             reset=lambda: self.end(Outcome("halt", 0, "the guest reset the machine")),
             exit_run=lambda value: self.end(Outcome("exit", exit_status(value), "isa-debug-exit")),
             disk=disk,
+            keyboard=keyboard,
         )
         self.ports = PortExits(self)
         self.on_in, self.on_out = self.ports.on_in, self.ports.on_out

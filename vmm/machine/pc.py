@@ -9,16 +9,19 @@ from collections.abc import Callable
 
 from vmm.machine.bus import PortBus
 from vmm.machine.devices.disk import Disk
+from vmm.machine.devices.i8042 import I8042
 from vmm.machine.devices.ide import Ide
+from vmm.machine.devices.identify import default_geometry
+from vmm.machine.devices.keyboard import Keyboard
 from vmm.machine.devices.pic import PicPair
 from vmm.machine.devices.pit import Pit, SpeakerPort
 from vmm.machine.devices.rtc import Rtc
 from vmm.machine.devices.signals import Timed
-from vmm.machine.devices.system import DebugConsole, DebugExit, Port92
+from vmm.machine.devices.system import A20Gate, DebugConsole, DebugExit, Port92
 from vmm.machine.devices.uart import Uart
 from vmm.machine.devices.vga import Crtc
 
-TIMER_IRQ, COM1_IRQ, RTC_IRQ, DISK_IRQ = 0, 4, 8, 14
+TIMER_IRQ, KEYBOARD_IRQ, COM1_IRQ, RTC_IRQ, MOUSE_IRQ, DISK_IRQ = 0, 1, 4, 8, 12, 14
 COM1 = 0x3F8
 DISK, DISK_CONTROL = 0x1F0, 0x3F6
 
@@ -29,7 +32,7 @@ TIMED_PORTS = frozenset((0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71))
 class Devices:
     """All devices of the machine. `now` is guest time in ns; the other arguments are lines and callbacks.
 
-    Without a `disk` there is no IDE channel either, and its ports are empty.
+    Without a `disk` there is no IDE channel either, and without a `keyboard` no controller: their ports are empty.
     """
 
     def __init__(
@@ -44,13 +47,15 @@ class Devices:
         reset: Callable[[], None],
         exit_run: Callable[[int], None],
         disk: Disk | None = None,
+        keyboard: bool = True,
     ) -> None:
         self.pics = PicPair(interrupt)
         self.pit = Pit(self.pics.line(TIMER_IRQ), now)
         self.speaker = SpeakerPort(self.pit, now)
         self.uart = Uart(self.pics.line(COM1_IRQ), console)
         self.rtc = Rtc(self.pics.line(RTC_IRQ), now, memory_size)
-        self.port92 = Port92(a20, reset)
+        self.a20 = A20Gate(a20)
+        self.port92 = Port92(self.a20, reset)
         self.debug_console = DebugConsole(console)
         self.debug_exit = DebugExit(exit_run)
         self.crtc = Crtc()
@@ -66,9 +71,16 @@ class Devices:
         bus.attach(0xF4, 4, self.debug_exit, "isa-debug-exit", width=4)
         bus.attach(0x3D4, 2, self.crtc, "CRTC")
         bus.attach(0x3DA, 1, self.crtc.status, "VGA status")
+        self.keyboard: I8042 | None = None
+        if keyboard:
+            lines = self.pics.line(KEYBOARD_IRQ), self.pics.line(MOUSE_IRQ)
+            self.keyboard = I8042(*lines, Keyboard(), self.a20, reset)
+            bus.attach(0x60, 1, self.keyboard.data, "keyboard data")
+            bus.attach(0x64, 1, self.keyboard, "keyboard")
         self.ide: Ide | None = None
         if disk is not None:
             self.ide = Ide(self.pics.line(DISK_IRQ), disk)
+            self.rtc.describe_disk(default_geometry(disk.sectors))
             bus.attach_data(DISK, self.ide.data, "disk data")
             bus.attach(DISK + 1, 7, self.ide, "disk")
             bus.attach(DISK_CONTROL, 1, self.ide.control, "disk control")

@@ -56,7 +56,7 @@ class IdeState:
     writing: bool = False  # the buffer is filled by the host
     left: int = 0  # sectors after this block
     block: int = 0  # sectors in a block, of this command
-    multiple: int = 0  # sectors in a block, of the MULTIPLE commands; 0: they are off
+    multiple: int = MOST_MULTIPLE  # sectors in a block, of the MULTIPLE commands, as firmware sets it; 0: none
     heads: int = 16  # of the geometry that the host has chosen
     track: int = 63
     write_cache: bool = True

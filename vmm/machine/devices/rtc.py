@@ -8,7 +8,7 @@ whether one was passed since the flags were last brought up to date. Only the al
 The time of day is the second at which it was last set plus the updates since. It starts at the given epoch
 and runs with the guest's clock, never the host's. While SET holds updates back, the registers keep what the
 guest writes, sense or nonsense; when it lets go they become a time again. In CMOS memory is what a PC's
-firmware keeps there about memory sizes; the rest is zero.
+firmware keeps there about memory sizes and the first disk; the rest is zero.
 
 Sources: Motorola MC146818A data sheet; Ralf Brown's list of CMOS memory for the PC's part.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vmm.machine.devices import calendar
+from vmm.machine.devices.identify import Geometry
 from vmm.machine.devices.signals import SECOND, Clock, Line
 
 EPOCH_2000 = 946_684_800  # 2000-01-01 00:00:00, in seconds since 1970
@@ -80,6 +81,16 @@ class Rtc:
         cmos[0x14] = 0x02  # equipment: a coprocessor, no floppy
         for at, value in memory_sizes(ram).items():
             cmos[at] = value
+
+    def describe_disk(self, geometry: Geometry) -> None:
+        """Put the first hard disk into CMOS memory as firmware does: type 47, and what that means."""
+        cylinders = geometry.cylinders
+        table = (cylinders & 0xFF, cylinders >> 8, geometry.heads, 0xFF, 0xFF)  # no write precompensation
+        control = 0xC0 | 8 * (geometry.heads > 8)  # retries off; more than eight heads
+        table += (control, cylinders & 0xFF, cylinders >> 8, geometry.sectors)
+        cmos = self.state.cmos
+        cmos[0x12], cmos[0x19] = 0xF0, 47
+        cmos[0x1B : 0x1B + len(table)] = table
 
     def reset(self) -> None:
         """RESET clears the interrupt enables and flags; time and memory have a battery."""

@@ -18,33 +18,59 @@ A20 = 1 << 1
 
 
 @dataclass
+class A20State:
+    is_open: bool = True
+
+
+class A20Gate:
+    """The gate of address line 20, which port 0x92 and the keyboard controller move, the last one in force.
+
+    It starts open, as firmware leaves it and multiboot demands; `a20` is called when it changes.
+    """
+
+    def __init__(self, a20: Line) -> None:
+        self._a20 = a20
+        self.state = A20State()
+
+    def reset(self) -> None:
+        self.set(True)
+
+    @property
+    def is_open(self) -> bool:
+        return self.state.is_open
+
+    def set(self, is_open: bool) -> None:
+        if is_open is not self.state.is_open:
+            self.state.is_open = is_open
+            self._a20(is_open)
+
+
+@dataclass
 class Port92State:
-    value: int = A20
+    """The bits as written; A20 is the gate's."""
+
+    value: int = 0
 
 
 class Port92:
-    """System control port A, one port at 0x92: bit 1 opens the A20 gate, bit 0 going up resets the CPU.
+    """System control port A, one port at 0x92: bit 1 opens the A20 gate, bit 0 going up resets the CPU."""
 
-    A20 starts open, as firmware leaves it and multiboot demands; `a20` is called when it changes.
-    """
-
-    def __init__(self, a20: Line, reset_cpu: Callable[[], None]) -> None:
+    def __init__(self, a20: A20Gate, reset_cpu: Callable[[], None]) -> None:
         self._a20, self._reset_cpu = a20, reset_cpu
         self.state = Port92State()
 
     def reset(self) -> None:
         self.state = Port92State()
-        self._a20(True)
+        self._a20.reset()
 
     def read(self, offset: int, size: int) -> int:
-        return self.state.value
+        return self.state.value & ~A20 | A20 * self._a20.is_open
 
     def write(self, offset: int, size: int, value: int) -> None:
-        rose_or_fell = self.state.value ^ value
+        rose = ~self.state.value & value
         self.state.value = value & 0xFF
-        if rose_or_fell & A20:
-            self._a20(bool(value & A20))
-        if rose_or_fell & value & FAST_RESET:
+        self._a20.set(bool(value & A20))
+        if rose & FAST_RESET:
             self._reset_cpu()
 
 
