@@ -85,9 +85,9 @@ class Rtc:
     def describe_disk(self, geometry: Geometry) -> None:
         """Put the first hard disk into CMOS memory as firmware does: type 47, and what that means."""
         cylinders = geometry.cylinders
-        table = (cylinders & 0xFF, cylinders >> 8, geometry.heads, 0xFF, 0xFF)  # no write precompensation
+        size = (cylinders & 0xFF, cylinders >> 8)
         control = 0xC0 | 8 * (geometry.heads > 8)  # retries off; more than eight heads
-        table += (control, cylinders & 0xFF, cylinders >> 8, geometry.sectors)
+        table = (*size, geometry.heads, 0xFF, 0xFF, control, *size, geometry.sectors)  # no precompensation
         cmos = self.state.cmos
         cmos[0x12], cmos[0x19] = 0xF0, 47
         cmos[0x1B : 0x1B + len(table)] = table
