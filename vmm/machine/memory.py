@@ -11,10 +11,10 @@ it can reach, two pages past the end stand for the emptiness: `ONES`, only ever 
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Callable
 
 from vmm.errors import UsageError
+from vmm.machine.cpu.pages import zeroed
 
 PAGE = 0x1000
 CONVENTIONAL_END = 0xA0000
@@ -37,7 +37,7 @@ class Memory:
             raise UsageError(f"memory of {size} bytes is not a multiple of 4096: choose, say, -m 16M")
         self.size = size
         try:
-            self._map = mmap.mmap(-1, size)
+            self._map = zeroed(size)
         except (OSError, OverflowError) as error:
             raise UsageError(
                 f"this host cannot give {size} bytes of memory ({error}): use a smaller -m"
@@ -46,7 +46,7 @@ class Memory:
         self.words = self.bytes.cast("I")
         self.quads = self.bytes.cast("Q")
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        self._stand_ins = mmap.mmap(-1, 2 * PAGE)
+        self._stand_ins = zeroed(2 * PAGE)
         self._stand_ins[:PAGE] = b"\xff" * PAGE
         self.stand_in_address = ctypes.addressof(ctypes.c_char.from_buffer(self._stand_ins))
         # Called with (address, size) after the host has changed RAM: translated code there is stale.

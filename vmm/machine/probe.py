@@ -14,7 +14,6 @@ hooks never raise, and a run that left breakpoints behind gets a new engine.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import struct
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -38,6 +37,7 @@ from vmm.isa.descriptors import Descriptor, SystemType
 from vmm.isa.vectors import Vector
 from vmm.isa.words import ARITHMETIC, EFlags
 from vmm.machine.cpu import layout as at
+from vmm.machine.cpu.pages import zeroed
 from vmm.machine.hostile import ABORTS
 
 MODEL, OTHER_MODEL = x86.UC_CPU_X86_EPYC, x86.UC_CPU_X86_HASWELL  # the machine's, and one to compare with
@@ -270,7 +270,7 @@ class Probe:
 
     def __init__(self, model: int = MODEL) -> None:
         self._model = model
-        self._ram = mmap.mmap(-1, MEMORY)
+        self._ram = zeroed(MEMORY)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._ram))
         self._low = self._high = self._limit = self._fetches = 0
         self._end: End | None = None

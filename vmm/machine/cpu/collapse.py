@@ -25,6 +25,7 @@ from pathlib import Path
 from unicorn import unicorn_const as U
 from unicorn.unicorn_py3.unicorn import uclib
 
+from vmm.machine.cpu.pages import zeroed
 from vmm.machine.cpu.stub import Assembler, CodePage
 
 SLOTS = 64  # engines that may run at once, each in its own thread
@@ -43,7 +44,7 @@ class _Guard:
     """The machine code and its table, made once a process."""
 
     def __init__(self) -> None:
-        self._table = mmap.mmap(-1, SLOTS * _SLOT.size + 64)
+        self._table = zeroed(SLOTS * _SLOT.size + 64)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._table))
         self.quads = memoryview(self._table).cast("Q")
         self.page = CodePage()

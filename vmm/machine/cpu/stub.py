@@ -33,6 +33,7 @@ import struct
 
 from vmm.isa.words import EFlags
 from vmm.machine.cpu import layout as at
+from vmm.machine.cpu.pages import READ_WRITE, zeroed
 
 BUDGET, POLL, STOPPED, ADDRESS, PACKED, REGISTERS = 0, 8, 12, 16, 24, 32
 METER_SIZE = 64
@@ -149,7 +150,7 @@ class CodePage:
     """Executable host memory, kept alive as long as the engine that calls it."""
 
     def __init__(self) -> None:
-        self._map = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._map = zeroed(mmap.PAGESIZE, READ_WRITE | mmap.PROT_EXEC)
         self._used = 0
 
     def add(self, code: bytes) -> int:
@@ -164,7 +165,7 @@ class Meter:
     """The shared memory, seen from Python."""
 
     def __init__(self) -> None:
-        self._map = mmap.mmap(-1, METER_SIZE)
+        self._map = zeroed(METER_SIZE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         view = memoryview(self._map)
         self.quads = view.cast("q")

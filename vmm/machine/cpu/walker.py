@@ -23,11 +23,11 @@ Python callback asks `Walker.look`, which is the same walk.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import struct
 
 from unicorn import unicorn_const as U
 
+from vmm.machine.cpu.pages import zeroed
 from vmm.machine.cpu.stub import Assembler
 
 P, RW, US, A, D = 1 << 0, 1 << 1, 1 << 2, 1 << 5, 1 << 6
@@ -148,7 +148,7 @@ class Walker:
     """What the code walks, seen from Python. Closed to the guest until `use` gives it tables."""
 
     def __init__(self) -> None:
-        self._map = mmap.mmap(-1, _SIZE)
+        self._map = zeroed(_SIZE)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self._view = memoryview(self._map)
         self._quads = self._view.cast("Q")

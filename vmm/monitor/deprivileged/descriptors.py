@@ -16,10 +16,10 @@ entries that are not present, too: the load that faults on one marks the page ac
 from __future__ import annotations
 
 import ctypes
-import mmap
 
 from vmm.isa.descriptors import Descriptor
 from vmm.machine.cpu import layout as at
+from vmm.machine.cpu.pages import zeroed
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.monitor.deprivileged.vcpu import KERNEL_RING, VirtualCpu
@@ -42,7 +42,7 @@ class ShadowTables:
 
     def __init__(self, machine: Machine, vcpu: VirtualCpu, memory: ShadowMemory) -> None:
         self._machine, self._vcpu, self._memory = machine, vcpu, memory
-        self._map = mmap.mmap(-1, SIZE)
+        self._map = zeroed(SIZE)
         self._view = memoryview(self._map)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         machine.engine.map_memory(FRAME, SIZE, host)

@@ -11,9 +11,9 @@ Source: AMD64 APM volume 2, 15.5 (VMRUN), 15.10 and 15.11 (permission maps), 15.
 from __future__ import annotations
 
 import ctypes
-import mmap
 
 from vmm.machine.cpu.engine import PROT_EXEC, PROT_READ
+from vmm.machine.cpu.pages import zeroed
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.monitor.hardware.intercepts import MSR_MAP_SIZE
@@ -38,7 +38,7 @@ class HostMemory:
     def __init__(self, machine: Machine, number: int = 0) -> None:
         assert 0 <= number < GUESTS
         self.base = base = BASE + number * STRIDE  # one page table covers it
-        self._map = mmap.mmap(-1, _END)
+        self._map = zeroed(_END)
         self.view = view = memoryview(self._map)
         machine.engine.map_memory(base, _END, ctypes.addressof(ctypes.c_char.from_buffer(self._map)))
         self.entry = base + CODE

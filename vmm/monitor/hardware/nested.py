@@ -14,10 +14,10 @@ Source: AMD64 APM volume 2, 15.25; SDM volume 3A, 4.4 (the format).
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Callable
 
 from vmm.machine.cpu.engine import PROT_EXEC, PROT_WRITE, WRITE
+from vmm.machine.cpu.pages import zeroed
 from vmm.machine.machine import Machine
 from vmm.machine.memory import ONES, PAGE
 
@@ -37,7 +37,7 @@ class NestedTables:
     def __init__(self, machine: Machine, number: int = 0) -> None:
         base = BASE + number * STRIDE
         self._memory, self._frames, self._engine = machine.memory, machine.frames, machine.engine
-        self._map = mmap.mmap(-1, _SIZE)
+        self._map = zeroed(_SIZE)
         view = memoryview(self._map)
         machine.engine.map_memory(base, _SIZE, ctypes.addressof(ctypes.c_char.from_buffer(self._map)))
         self.root = base

@@ -11,8 +11,8 @@ Nothing is freed alone. When the pool is empty the owner forgets everything and 
 from __future__ import annotations
 
 import ctypes
-import mmap
 
+from vmm.machine.cpu.pages import zeroed
 from vmm.machine.cpu.walker import FRAME
 from vmm.machine.memory import PAGE, Memory
 
@@ -28,16 +28,16 @@ class TablePool:
     def __init__(self, memory: Memory, pages: int = PAGES) -> None:
         self._memory = memory
         self.pages = pages
-        self._map = mmap.mmap(-1, pages * PAGE)
+        self._map = zeroed(pages * PAGE)
         self._bytes = memoryview(self._map)
         self.entries = self._bytes.cast("Q")
         self.host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         # Position + 1 of the first entry of each frame, and of the entries before and after each; 0 for none.
         self._frames = memory.size // PAGE
-        self._heads_map = mmap.mmap(-1, self._frames * 4 + PAGE)
+        self._heads_map = zeroed(self._frames * 4 + PAGE)
         self._heads = memoryview(self._heads_map).cast("I")
-        self._before = memoryview(mmap.mmap(-1, pages * ENTRIES * 4)).cast("I")
-        self._after = memoryview(mmap.mmap(-1, pages * ENTRIES * 4)).cast("I")
+        self._before = memoryview(zeroed(pages * ENTRIES * 4)).cast("I")
+        self._after = memoryview(zeroed(pages * ENTRIES * 4)).cast("I")
         self._tops_end = -(-pages // TOPS)
         self._next_top = 0
         self._next = self._tops_end

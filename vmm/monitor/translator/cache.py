@@ -11,11 +11,11 @@ is safe, because the CPU may still hold what it made of the old code.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import struct
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from vmm.machine.cpu.pages import zeroed
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.monitor.translator import layout
@@ -43,7 +43,7 @@ class TranslationCache:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._map = mmap.mmap(-1, layout.SIZE)
+        self._map = zeroed(layout.SIZE)
         self.view = memoryview(self._map)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         machine.engine.map_memory(layout.FRAME, layout.SIZE, host)
