@@ -34,7 +34,7 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
 from vmm.measures import Changed, CodeMeter, MemoryMeter, changed_lines, image_bytes
-from vmm.vm import MODES, Result, VirtualMachine
+from vmm.vm import MODES, Paravirt, Result, VirtualMachine
 
 REFERENCE = "native"
 DEFAULT_LIMIT = 100_000_000  # instructions that each run may take
@@ -191,7 +191,8 @@ class _Run:
 class Comparer:
     """Compares modes on one guest. Another thread may `stop` it: what runs then raises `Interrupted`.
 
-    `image` is the build that the bare machine runs, `pv` the paravirtual one; one of them may be missing.
+    `image` is the build that the bare machine runs, `pv` the paravirtual one; one of them may be missing. `paravirt`
+    is offered to all of them.
     """
 
     def __init__(
@@ -202,11 +203,12 @@ class Comparer:
         memory: int = 16 << 20,
         console_input: bytes = b"",
         max_instructions: int = DEFAULT_LIMIT,
+        paravirt: Paravirt | None = None,
     ) -> None:
         assert image is not None or pv is not None
         self._images = {"same": image, "pv": pv}
         self._memory, self._input = memory, console_input
-        self._limit = max_instructions
+        self._limit, self._paravirt = max_instructions, paravirt
         self._current: tuple[VirtualMachine, ...] = ()
         self._stopped = False
 
@@ -253,7 +255,9 @@ class Comparer:
             image = self._images[MODES[mode].image]
             assert image is not None, f"{mode} cannot run this guest"
             machines.append(
-                VirtualMachine(image, mode, memory=self._memory, console_input=self._input)
+                VirtualMachine(
+                    image, mode, memory=self._memory, console_input=self._input, paravirt=self._paravirt
+                )
             )
         self._current = tuple(machines)
         if self._stopped:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from vmm.errors import ImageError
+from vmm.errors import ImageError, UsageError
 from vmm.events import ExitTable, Listener
 from vmm.expect import Unread, shown
 from vmm.image.image import Image
@@ -25,6 +25,7 @@ from vmm.machine.devices.disk import Disk
 from vmm.machine.machine import Machine, Outcome
 
 if TYPE_CHECKING:
+    from vmm.machine.kvm.interface import Kvm
     from vmm.monitor.hardware.monitor import HardwareMonitor
     from vmm.monitor.paravirt.monitor import ParavirtMonitor
     from vmm.monitor.translator.monitor import TranslatingMonitor
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 CONSOLE_LIMIT = 16 << 20  # bytes of console output kept for the report; what comes after is only shown
 ClockName = Literal["instructions", "host"]
 MemoryVirtualization = Literal["nested", "shadow"]
+Paravirt = Literal["kvm"]
 
 
 def _native(machine: Machine) -> Bare:
@@ -170,6 +172,25 @@ MODES: dict[str, Mode] = {
     )
 }
 
+
+def _kvm(machine: Machine) -> Kvm:
+    from vmm.machine.kvm.interface import Kvm
+
+    return Kvm(machine)
+
+
+PARAVIRT: dict[Paravirt, Callable[[Machine], object]] = {"kvm": _kvm}
+"""The paravirtual interfaces that a machine can offer to a guest of its own, and what makes it do so."""
+
+
+def check_paravirt(name: Paravirt | None, mode: str) -> None:
+    """Raise `UsageError` where a guest of this mode cannot be offered the interface."""
+    if name is not None and MODES[mode].build is not None:
+        raise UsageError(
+            f"--paravirt {name}: a guest of {mode} has no machine, but Xen's interface: use native, hvm, bt or trap"
+        )
+
+
 UNMODIFIED = tuple(name for name, mode in MODES.items() if mode.image == "same")
 """The modes that run the same build of a guest as the bare machine."""
 
@@ -244,7 +265,11 @@ class Result:
 
 
 class VirtualMachine:
-    """A guest in a mode, ready to run. `show` gets its console output as it comes."""
+    """A guest in a mode, ready to run. `show` gets its console output as it comes.
+
+    `paravirt` names an interface that the guest is offered on top of its machine. Raises `UsageError` if that
+    cannot be in this mode.
+    """
 
     def __init__(
         self,
@@ -258,7 +283,9 @@ class VirtualMachine:
         listeners: tuple[Listener, ...] = (),
         attach: Callable[[Machine], Control] | None = None,
         disk: Disk | None = None,
+        paravirt: Paravirt | None = None,
     ) -> None:
+        check_paravirt(paravirt, mode)
         self.image, self.mode = image, MODES[mode]
         self.console = Console(show)
         self.machine = Machine(
@@ -267,6 +294,8 @@ class VirtualMachine:
             console=self.console.write,
             disk=disk,
         )
+        if paravirt is not None:
+            PARAVIRT[paravirt](self.machine)
         self.control = self.mode.start(self.machine, image, attach)
         self.machine.attach(self.control)
         self.machine.run_state.listeners.extend(listeners)

@@ -21,7 +21,7 @@ from vmm.cli.table import Cell, lines_of, listed, notes_of
 from vmm.cli.terminal import page, printable
 from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, Divergence, ModeRun
 from vmm.errors import UsageError
-from vmm.vm import MODES
+from vmm.vm import MODES, PARAVIRT, check_paravirt
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -33,6 +33,10 @@ SHOWN_LINES = 12  # of the consoles' differences
 def compare(options: argparse.Namespace) -> int:
     """The command; returns the exit status."""
     modes = list(MODES) if options.modes is None else values.modes(options.modes, MODES)
+    paravirt = None if options.paravirt is None else values.paravirt(options.paravirt, PARAVIRT)
+    if options.modes is not None:
+        for mode in modes:
+            check_paravirt(paravirt, mode)
     memory = memory_of(options)
     limit = DEFAULT_LIMIT
     if options.max_instructions is not None:
@@ -45,9 +49,17 @@ def compare(options: argparse.Namespace) -> int:
     if options.modes is not None:
         refuse(options.guest, builds, modes)
     absent = builds.absent(modes)
+    if paravirt is not None:
+        why = f"it has no machine that --paravirt {paravirt} could be added to"
+        absent |= {mode: why for mode in modes if MODES[mode].build is not None}
     html = None if options.html is None else open_output("--html", options.html, keep=True)
     comparer = Comparer(
-        builds.same, pv=builds.pv, memory=memory, console_input=console_input, max_instructions=limit
+        builds.same,
+        pv=builds.pv,
+        memory=memory,
+        console_input=console_input,
+        max_instructions=limit,
+        paravirt=paravirt,
     )
     with Interrupts(comparer.stop):
         comparison = comparer.compare(mode for mode in modes if mode not in absent)
@@ -85,6 +97,7 @@ def _command(options: argparse.Namespace) -> str:
         ("--entry", options.entry, None),
         ("--append", options.append, ""),
         ("--input", options.input, None),
+        ("--paravirt", options.paravirt, None),
         ("--max-instructions", options.max_instructions, None),
         ("--html", options.html, None),
     ):

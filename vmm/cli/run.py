@@ -20,7 +20,16 @@ from vmm.errors import OutputError, UsageError
 from vmm.machine.control import Control
 from vmm.machine.devices.disk import FileDisk
 from vmm.machine.machine import Machine, Outcome
-from vmm.vm import CONSOLE_LIMIT, MODES, MemoryVirtualization, Result, VirtualMachine, hardware
+from vmm.vm import (
+    CONSOLE_LIMIT,
+    MODES,
+    PARAVIRT,
+    MemoryVirtualization,
+    Result,
+    VirtualMachine,
+    check_paravirt,
+    hardware,
+)
 
 if TYPE_CHECKING:
     from vmm.attribution import Attribution
@@ -34,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     if options.clock not in CLOCKS:
         raise UsageError(f"clock {options.clock!r} does not exist: choose {' or '.join(CLOCKS)}")
     attach = _attach(options, mode)
+    paravirt = None if options.paravirt is None else values.paravirt(options.paravirt, PARAVIRT)
+    check_paravirt(paravirt, mode)
     memory = memory_of(options)
     limit = options.max_instructions and values.count("--max-instructions", options.max_instructions)
     timeout = options.timeout and values.seconds("--timeout", options.timeout)
@@ -76,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
         console_input=console_input,
         attach=attach,
         disk=disk,
+        paravirt=paravirt,
         listeners=() if trace is None else (trace.listener(give_up),),
     )
     if translations is not None:

@@ -14,6 +14,7 @@ from vmm.errors import UsageError
 if TYPE_CHECKING:
     from vmm.image.load import ModuleFile
     from vmm.machine.devices.disk import Access
+    from vmm.vm import Paravirt
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 INPUT_LIMIT = 16 << 20  # bytes of --input
@@ -136,6 +137,14 @@ def mode(name: str, known: Iterable[str]) -> str:
     if name not in known:
         raise UsageError(f"mode {name!r} does not exist: choose {' or '.join(known)}")
     return name
+
+
+def paravirt(text: str, known: Iterable[Paravirt]) -> Paravirt:
+    """The name of a paravirtual interface."""
+    for name in known:
+        if text == name:
+            return name
+    raise UsageError(f"--paravirt {text}: no such interface: choose {' or '.join(known)}")
 
 
 def path(text: str) -> Path:

@@ -32,11 +32,12 @@ _CR0_TLB = CR0.PG | CR0.WP | CR0.PE
 _CR4_KNOWN = CR4.TSD | CR4.DE | CR4.PSE | CR4.PGE | CR4.OSFXSR | CR4.OSXMMEXCPT
 _CR4_TLB = CR4.PSE | CR4.PGE
 
-TSC, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x10, 0x174, 0x175, 0x176
+_SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP = 0x174, 0x175, 0x176
 _MSR_FIELDS = {
     _SYSENTER_CS: at.SYSENTER_CS, _SYSENTER_ESP: at.SYSENTER_ESP, _SYSENTER_EIP: at.SYSENTER_EIP
 }  # fmt: skip
 _CR0 = at.CR0 // 4
+_UD = int(Vector.UD)  # a plain number is found sooner than a member
 FLAT_LIMIT = 0xFFFFFFFF
 _FLAT_CODE, _FLAT_STACK = 0x00CF9B00, 0x00CF9300  # second descriptor words, DPL 0
 
@@ -63,6 +64,10 @@ class Bare:
 
     def exception(self, vector: int, error_code: int, software: bool) -> str | None:
         self._must_be_protected(name(vector))
+        if vector == _UD and not software and self.machine.kvm is not None:
+            call = self.machine.kvm.called(self.state.cpl)
+            if call:
+                return call
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
         if self.machine.run_state.listeners:
             self.machine.emit("delivered", vector=vector, error_code=error_code)
@@ -261,20 +266,16 @@ class Bare:
 
     def read_msr(self, number: int) -> int:
         """Raises #GP(0) for a register that this processor does not have."""
-        if number == TSC:
-            return self.machine.tsc()
         if number in _MSR_FIELDS:
             return self.state.word(_MSR_FIELDS[number])
-        raise Fault(Vector.GP, 0)
+        return self.machine.msrs.read(number)
 
     def write_msr(self, number: int, value: int) -> None:
-        if number == TSC:
-            clock = self.machine.clock.state
-            clock.tsc_offset = value - (self.machine.tsc() - clock.tsc_offset) & (1 << 64) - 1
-        elif number in _MSR_FIELDS:
+        """Raises as `read_msr`, and for a value that a register refuses."""
+        if number in _MSR_FIELDS:
             self.state.set_word(_MSR_FIELDS[number], value & 0xFFFFFFFF)
         else:
-            raise Fault(Vector.GP, 0)
+            self.machine.msrs.write(number, value)
 
 
 SEGMENT_LOADS = frozenset((0x8E, 0x07, 0x17, 0x1F, 0x0FA1, 0x0FA9, 0xC4, 0xC5, 0x0FB2, 0x0FB4, 0x0FB5))

@@ -17,7 +17,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-NS_PER_INSTRUCTION = 10  # a machine of 100 MIPS, whose time-stamp counter runs at 100 MHz
+NS_PER_INSTRUCTION = 10  # a machine of 100 MIPS
+NS_PER_TICK = 10  # of the time-stamp counter, with either clock
+TSC_HZ = 1_000_000_000 // NS_PER_TICK
 
 
 @dataclass

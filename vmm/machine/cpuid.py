@@ -29,6 +29,22 @@ for _i in range(3):
     _LEAVES[0x80000002 + _i] = struct.unpack_from("<4I", BRAND.ljust(48, b"\0"), 16 * _i)
 
 
-def cpuid(leaf: int, _subleaf: int) -> Registers:
-    """(EAX, EBX, ECX, EDX). A leaf past the highest answers as the highest basic one, as Intel's do."""
-    return _LEAVES.get(leaf, _LEAVES[1])
+class Cpuid:
+    """What a machine answers: the processor's leaves, and what the machine around it adds to them."""
+
+    def __init__(self) -> None:
+        self._leaves = dict(_LEAVES)
+
+    def answer(self, leaf: int, _subleaf: int) -> Registers:
+        """(EAX, EBX, ECX, EDX). A leaf past the highest answers as the highest basic one, as Intel's do."""
+        return self._leaves.get(leaf, self._leaves[1])
+
+    def add(self, leaf: int, eax: int = 0, ebx: int = 0, ecx: int = 0, edx: int = 0) -> None:
+        """Set these bits, too; a leaf that there is not has no others."""
+        a, b, c, d = self._leaves.get(leaf, (0, 0, 0, 0))
+        self._leaves[leaf] = a | eax, b | ebx, c | ecx, d | edx
+
+
+def cpuid(leaf: int, subleaf: int) -> Registers:
+    """The processor's own answer, in no machine."""
+    return Cpuid().answer(leaf, subleaf)

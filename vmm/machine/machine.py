@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vmm.errors import GuestError
 from vmm.events import Event, ExitTable
@@ -23,17 +24,18 @@ from vmm.isa.words import DR6
 from vmm.machine import sites
 from vmm.machine.alarm import Alarm
 from vmm.machine.bus import PortBus
-from vmm.machine.clock import Clock, HostClock, InstructionClock
+from vmm.machine.clock import NS_PER_TICK, Clock, HostClock, InstructionClock
 from vmm.machine.code import decode_in
 from vmm.machine.control import Control
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
 from vmm.machine.cpu.engine import Engine, Stop
-from vmm.machine.cpuid import cpuid
+from vmm.machine.cpuid import Cpuid
 from vmm.machine.delivery import Fault, TripleFault
 from vmm.machine.devices.disk import Disk
 from vmm.machine.devices.system import exit_status
 from vmm.machine.memory import ONES, Memory
+from vmm.machine.msrs import TSC, Msrs
 from vmm.machine.pc import Devices
 from vmm.machine.ports import PortExits
 from vmm.machine.processor import Linear
@@ -42,6 +44,9 @@ from vmm.machine.returns import asks_for_virtual_8086
 from vmm.machine.run_state import Kind, Outcome, Run
 from vmm.machine.stops import AFTER, sleep
 from vmm.machine.tlb import FrameTable
+
+if TYPE_CHECKING:
+    from vmm.machine.kvm.interface import Kvm
 
 _POLL = stub.POLL // 4
 _DB = int(Vector.DB)  # a plain number is found sooner than a member
@@ -90,6 +95,11 @@ class Machine:
         self.interrupt_pending = False
         self.guest_tsc_offset = 0  # what VMRUN adds to the counter, while a guest is on the processor
         self._control: Control | None = None
+        self.cpuid = Cpuid()
+        self.msrs = Msrs()
+        self.msrs.attach(TSC, self.tsc, self.set_tsc)
+        self.tsc_moved: Callable[[], None] = lambda: None  # the guest has written its counter
+        self.kvm: Kvm | None = None  # the paravirtual interface, where the guest is offered one
         self.bus = PortBus()
         self.devices = Devices(
             self.bus,
@@ -134,7 +144,13 @@ class Machine:
 
     def tsc(self) -> int:
         """The time-stamp counter: 100 MHz of guest time."""
-        return self.now() // 10 + self.clock.state.tsc_offset + self.guest_tsc_offset & (1 << 64) - 1
+        return self.now() // NS_PER_TICK + self.clock.state.tsc_offset + self.guest_tsc_offset & (1 << 64) - 1
+
+    def set_tsc(self, value: int) -> None:
+        """The guest writes the counter: it goes on from there."""
+        clock = self.clock.state
+        clock.tsc_offset = value - (self.tsc() - clock.tsc_offset) & (1 << 64) - 1
+        self.tsc_moved()
 
     # Ending and watching
 
@@ -443,7 +459,7 @@ class Machine:
             self.engine.meter.words[_POLL] = poll | stub.RESUMED
 
     def on_cpuid(self) -> None:
-        values = cpuid(self.state.get(0), self.state.get(1))
+        values = self.cpuid.answer(self.state.get(0), self.state.get(1))
         for register, value in zip((0, 3, 1, 2), values, strict=True):
             self.state.set(register, value)
         self.exits.add("CPUID", 0)

@@ -35,7 +35,6 @@ _CR4_KNOWN = CR4.TSD | CR4.DE | CR4.PSE | CR4.PGE | CR4.OSFXSR | CR4.OSXMMEXCPT
 _CR4_TLB = CR4.PSE | CR4.PGE
 _CR4_REAL = CR4.TSD | CR4.OSFXSR | CR4.OSXMMEXCPT
 MONITOR_CR0 = CR0.PE | CR0.ET | CR0.NE  # what SMSW shows of the monitor
-TSC_MSR = 0x10
 _EIP, _EFLAGS, _HFLAGS = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4
 
 
@@ -202,12 +201,8 @@ def _debug(m: Machinery, i: Instruction) -> None:
 def _rdmsr(m: Machinery, _i: Instruction) -> None:
     state = m.machine.state
     number = state.get(ECX)
-    if number == TSC_MSR:
-        value = m.machine.tsc()
-    elif number in m.vcpu.msrs:
-        value = m.vcpu.msrs[number]
-    else:
-        raise Fault(Vector.GP)
+    own = m.vcpu.msrs
+    value = own[number] if number in own else m.machine.msrs.read(number)
     state.set(0, value)
     state.set(EDX, value >> 32)
 
@@ -215,14 +210,10 @@ def _rdmsr(m: Machinery, _i: Instruction) -> None:
 def _wrmsr(m: Machinery, _i: Instruction) -> None:
     state = m.machine.state
     number, low = state.get(ECX), state.get(0)
-    if number == TSC_MSR:
-        clock = m.machine.clock.state
-        value = low | state.get(EDX) << 32
-        clock.tsc_offset = value - (m.machine.tsc() - clock.tsc_offset) & (1 << 64) - 1
-    elif number in m.vcpu.msrs:
+    if number in m.vcpu.msrs:
         m.vcpu.msrs[number] = low
     else:
-        raise Fault(Vector.GP)
+        m.machine.msrs.write(number, low | state.get(EDX) << 32)
 
 
 def _rdtsc(m: Machinery, _i: Instruction) -> None:

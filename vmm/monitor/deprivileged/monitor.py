@@ -33,7 +33,7 @@ from vmm.monitor.memory.shadow import ShadowMemory
 KNOWN_LIMIT = 4096
 _DPL = 3 << 13  # in a descriptor's second word
 _CONTROL_REGISTER = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf2\xf3]*\x0f[\x20\x22]")  # MOV to or from one
-_GP = int(Vector.GP)  # a plain number is found sooner than a member
+_GP, _UD = int(Vector.GP), int(Vector.UD)  # a plain number is found sooner than a member
 _SELECTOR_FAULTS = frozenset((Vector.NP, Vector.SS, Vector.GP, Vector.TS))
 _SYSENTER_CODE, _SYSENTER_STACK = 0x00CFBB00, 0x00CFB300  # flat, DPL 1
 
@@ -139,6 +139,10 @@ class DeprivilegedMonitor:
                 except PageFault as fault:
                     self.fault(fault)
                     return "exception #PF"
+            if vector == _UD and self.machine.kvm is not None:
+                call = self.machine.kvm.called(self.processor.cpl)
+                if call:
+                    return call
         self._refuse_virtual_8086()
         kind = Kind.SOFTWARE if software else Kind.EXCEPTION
         if self.machine.run_state.listeners:

@@ -16,7 +16,6 @@ from vmm.isa.decode import Instruction
 from vmm.isa.vectors import Vector
 from vmm.machine import debug
 from vmm.machine.cpu.state import EAX, ECX, EDX
-from vmm.machine.cpuid import cpuid
 from vmm.machine.delivery import Fault
 from vmm.monitor.hardware.exits import ExitCode as X
 
@@ -33,7 +32,7 @@ def _halt(m: HardwareMonitor, _i: Instruction) -> None:
 
 def _cpuid(m: HardwareMonitor, _i: Instruction) -> None:
     s = m.state
-    values = cpuid(s.get(EAX), s.get(ECX))
+    values = m.machine.cpuid.answer(s.get(EAX), s.get(ECX))
     for register, value in zip((0, 3, 1, 2), values, strict=True):
         s.set(register, value)
 
@@ -51,6 +50,12 @@ def _nothing(_m: HardwareMonitor, _i: Instruction) -> None:
 def _undefined(_m: HardwareMonitor, _i: Instruction) -> None:
     """SVM's own instructions: this guest has no SVM, as its CPUID says."""
     raise Fault(Vector.UD)
+
+
+def _vmmcall(m: HardwareMonitor, _i: Instruction) -> None:
+    if m.machine.kvm is None:
+        raise Fault(Vector.UD)
+    m.machine.kvm.call(m.state.cpl)
 
 
 def _from_cr(m: HardwareMonitor, i: Instruction) -> None:
@@ -94,13 +99,14 @@ ANSWERS: dict[int, Answer] = {
     X.VMEXIT_WBINVD: _nothing,
     X.VMEXIT_INVLPG: _invlpg,
     X.VMEXIT_MSR: _msr,
+    X.VMEXIT_VMMCALL: _vmmcall,
     X.VMEXIT_TR_WRITE: _load_task_register,
     **{X.VMEXIT_CR0_READ + n: _from_cr for n in range(16)},
     **{X.VMEXIT_CR0_WRITE + n: _to_cr for n in range(16)},
     **dict.fromkeys(range(X.VMEXIT_DR0_READ, X.VMEXIT_DR15_WRITE + 1), _debug),
     **dict.fromkeys(
         (
-            X.VMEXIT_VMRUN, X.VMEXIT_VMMCALL, X.VMEXIT_VMLOAD, X.VMEXIT_VMSAVE, X.VMEXIT_STGI, X.VMEXIT_CLGI,
+            X.VMEXIT_VMRUN, X.VMEXIT_VMLOAD, X.VMEXIT_VMSAVE, X.VMEXIT_STGI, X.VMEXIT_CLGI,
             X.VMEXIT_SKINIT, X.VMEXIT_INVLPGA,
         ),
         _undefined,

@@ -22,13 +22,14 @@ from vmm.isa.decode import Instruction
 from vmm.isa.descriptors import RPL, TABLE_INDICATOR, Descriptor, SystemType
 from vmm.isa.vectors import ERROR_CODE_VECTORS, Vector
 from vmm.isa.words import CR0, EFlags
-from vmm.machine.bare import TSC, Bare
+from vmm.machine.bare import Bare
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import stub
 from vmm.machine.cpu.engine import FETCH, READ, WRITE
 from vmm.machine.cpu.state import ECX
 from vmm.machine.delivery import Fault, has_room, inner_stack
 from vmm.machine.machine import Machine
+from vmm.machine.msrs import TSC
 from vmm.machine.paging import PageFault
 from vmm.monitor.hardware.answers import ANSWERS, LET_THROUGH, MOVES, Answer
 from vmm.monitor.hardware.checks import check
@@ -43,6 +44,7 @@ from vmm.monitor.memory.shadow import ShadowMemory
 MemoryVirtualization = Literal["nested", "shadow"]
 # What shadow page tables must notice; a page fault comes to them as a look-up that the TLB's hook refuses.
 SHADOWING = Intercepts.parse("cr0-write,cr3-write,cr4-write,invlpg")
+HYPERCALLS = Intercepts.parse("vmmcall")
 _INVD = 0x0F08
 _TRAPS = (b"\xcc", b"\xce")  # INT3 and INTO
 KNOWN_LIMIT = 1 << 12
@@ -91,6 +93,8 @@ class HardwareMonitor(Bare):
             self.nested = NestedTables(machine, number)
         else:
             policy |= SHADOWING
+        if machine.kvm is not None:
+            policy |= HYPERCALLS
         self.policy = policy | MINIMUM
         self._apart = False  # something is being executed apart, until the CPU stops
         self._one = False  # and that is one instruction
@@ -316,8 +320,8 @@ class HardwareMonitor(Bare):
                 better = f"{name(ExitCode.VMEXIT_EXCP0 + vector)} (by hook)"
         elif vector == Vector.GP and not error_code and self._is_svm():
             vector, better = Vector.UD, "exception #UD"
-        super().exception(vector, error_code, software)
-        return better
+        reason = super().exception(vector, error_code, software)
+        return better or reason
 
     def _is_trap(self) -> bool:
         """Whether what has just been executed is INT3 or INTO, and not INT 3 or INT 4."""
@@ -454,6 +458,7 @@ class HardwareMonitor(Bare):
         machine = self.machine
         offset = value - (machine.tsc() - machine.guest_tsc_offset) & (1 << 64) - 1
         self.host.vmcb.tsc_offset = machine.guest_tsc_offset = offset
+        machine.tsc_moved()
 
     def load_task_register(self, instruction: Instruction) -> None:
         """An intercepted LTR. Raises `Fault` and `PageFault`."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vmm.machine.clock import TSC_HZ
 from vmm.machine.devices.signals import SECOND
+from vmm.machine.pvclock import scale
 from vmm.monitor.paravirt.abi.errors import Errno, Refused
 from vmm.monitor.paravirt.abi.sched import RUNSTATE_INFO, WATCHDOGS, Runstate
 
@@ -20,9 +22,7 @@ TICK = 10_000_000  # ns: the period that a domain starts with
 MINIMUM_PERIOD, LONGEST = 1_000_000, 1 << 50
 HUGE_TIMEOUT = 100_000_000  # ns from now, for a time that is past all reason
 
-# The time-stamp counter runs at 100 MHz: ten nanoseconds are (1 << 4) * (10 / 16 * 2**32) >> 32.
-TSC_SHIFT = 4
-TSC_MULTIPLIER = 10 * 2**32 >> TSC_SHIFT
+TSC_MULTIPLIER, TSC_SHIFT = scale(TSC_HZ)
 
 
 @dataclass
