@@ -13,16 +13,9 @@ import pytest
 from tests.guest_expectations import EXPECTATIONS, GUESTS, Expectation
 from tests.test_cli import FLOOD, HALT, SPIN, V86, WILD, Cli
 from tests.test_cli import vmm as vmm
+from vmm.blame import SEEN_BY_PROCESSES, Divergence
 from vmm.cli import exits, status
-from vmm.comparison import (
-    DEFAULT_LIMIT,
-    FIRST_STEP,
-    SEEN_BY_PROCESSES,
-    Comparer,
-    Comparison,
-    Divergence,
-    ModeRun,
-)
+from vmm.comparison import DEFAULT_LIMIT, FIRST_STEP, Comparer, Comparison, ModeRun
 from vmm.image.load import load_image
 from vmm.machine.bare import Bare
 from vmm.measures import Changed, changed_lines

@@ -18,7 +18,7 @@ LAYERS = (
     ("image",),
     ("machine",),
     ("monitor",),
-    ("vm", "census", "witness", "lockstep", "measures", "attribution", "comparison"),
+    ("vm", "census", "witness", "lockstep", "measures", "naming", "attribution", "blame", "comparison"),
     ("cli", "__main__"),
 )
 # Which layers a monitor's machinery may not know, although they lie below it.

@@ -25,6 +25,7 @@ from vmm.machine.cpu.engine import Stop
 from vmm.machine.machine import Machine
 from vmm.machine.paging import PageFault
 from vmm.monitor.paravirt.abi.hypercalls import HYPERCALL_VECTOR
+from vmm.naming import Names
 
 PLACELESS = frozenset(("external interrupt", "event upcall", "NMI", "return missed"))
 _INT, _ONE_BYTE = 0xCD, (b"\xcc", b"\xce", b"\xf4")  # INT n; INT3, INTO, HLT
@@ -180,8 +181,9 @@ class Costly:
         return upon or acts
 
 
-def costliest(sites: Iterable[Site], image: Image, count: int) -> list[Costly]:
-    """The lines that took the most time in exits, `count` at most."""
+def costliest(sites: Iterable[Site], image: Image, count: int, names: Names | None = None) -> list[Costly]:
+    """The lines that took the most time in exits, `count` at most; `names`, if not the image's own, for addresses."""
+    names = names or Names(image)
     found: dict[object, Costly] = {}
     for site in sites:
         if not site.exits.rows:
@@ -189,8 +191,7 @@ def costliest(sites: Iterable[Site], image: Image, count: int) -> list[Costly]:
         source = _line_of(site, image)
         key = (source.file, source.line) if source else site.eip
         if key not in found:
-            symbol = _symbol(site.linear, image)
-            found[key] = Costly(source, site.eip, symbol, classify(site.code, site.eip))
+            found[key] = Costly(source, site.eip, names.name(site.linear), classify(site.code, site.eip))
         for reason, row in site.exits.rows.items():
             mine = found[key].exits.rows.setdefault(reason, ExitRow())
             mine.count += row.count
@@ -230,12 +231,3 @@ def _places(image: Image, code: bytes) -> Iterator[int]:
         while at >= 0:
             yield segment.address + at
             at = segment.data.find(code, at + 1)
-
-
-def _symbol(address: int, image: Image) -> str:
-    below = [(value, name) for name, value in image.symbols.items() if value <= address]
-    inside = any(address in _of(segment) for segment in image.segments)
-    if not below or not inside:
-        return ""
-    value, name = max(below)
-    return f"{name}+{address - value:#x}" if address > value else name

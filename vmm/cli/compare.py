@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from vmm.blame import Divergence
 from vmm.cli import differences, status, values
 from vmm.cli.builds import builds_of, refuse
 from vmm.cli.exits import grouped
@@ -19,7 +20,7 @@ from vmm.cli.guest import check_distinct, memory_of, open_output, replace_output
 from vmm.cli.interrupts import Interrupts
 from vmm.cli.table import Cell, lines_of, listed, notes_of
 from vmm.cli.terminal import page, printable
-from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, Divergence, ModeRun
+from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, ModeRun
 from vmm.errors import UsageError
 from vmm.vm import MODES, PARAVIRT, check_paravirt
 

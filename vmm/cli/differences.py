@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmm.blame import Divergence
 from vmm.cli.rows import class_text
 from vmm.cli.table import Tone
 from vmm.cli.terminal import printable
-from vmm.comparison import REFERENCE, Comparison, Divergence, ModeRun
+from vmm.comparison import REFERENCE, Comparison, ModeRun
 
 TAB = 4
 MOST_LINES, LONGEST_LINE = 2000, 400  # of a console, that are looked at to show differences
@@ -97,9 +98,10 @@ def quote(found: Divergence) -> list[Quoted]:
 
 def facts_of(found: Divergence) -> list[tuple[str, str]]:
     """What is known of a divergence, by name."""
-    instruction = printable(found.instruction)
+    where = f" in {printable(found.symbol)}," if found.symbol and found.source is None else ""
+    what = f"{printable(found.instruction)}{where} at EIP {found.eip:#x}, after {found.at:,} instructions"
     facts = [
-        ("what", f"{instruction} at EIP {found.eip:#x}, after {found.at:,} instructions"),
+        ("what", what),
         ("wrong", printable(found.should)),
     ]
     row = found.row

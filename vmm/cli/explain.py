@@ -13,8 +13,8 @@ from vmm.attribution import PLACELESS, Attribution, Costly, costliest, total
 from vmm.cli.exits import duration
 from vmm.cli.rows import class_text
 from vmm.cli.terminal import page, printable
-from vmm.image.image import Image
-from vmm.vm import MODES
+from vmm.naming import Names
+from vmm.vm import MODES, VirtualMachine
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 LINES = 10
 
 
-def show(attribution: Attribution, image: Image, mode: str) -> None:
+def show(attribution: Attribution, vm: VirtualMachine) -> None:
     """Print them to standard error, the costliest first."""
     from rich.text import Text
 
-    lines = costliest(attribution.sites, image, LINES)
+    mode = vm.mode.name
+    lines = costliest(attribution.sites, vm.image, LINES, Names(vm.image, vm.machine.memory.bytes))
     with page(sys.stderr) as out:
         if not lines:
             return

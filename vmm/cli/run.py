@@ -190,7 +190,7 @@ def _tell(
     if attribution is not None:
         from vmm.cli.explain import show as explain
 
-        explain(attribution, vm.image, result.mode)
+        explain(attribution, vm)
     written = vm.console.total
     outcome = result.outcome
     said = outcome.detail.startswith(outcome.kind.replace("-", " "))

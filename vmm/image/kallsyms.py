@@ -22,6 +22,7 @@ scripts/kallsyms.c, `write_src`, a 32-bit kernel with CONFIG_KALLSYMS_BASE_RELAT
 
 from __future__ import annotations
 
+import re
 import struct
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _LONG = 0x80  # of a length's first byte: there are seven more bits in a second 
 _MOST_BYTES = 2 + 0x7FF  # of one name, with its length
 _WORD = 4
 _LONGEST_MIDDLE = 1 << 22  # bytes from the markers to the token table
+_REACH = 1 << 24  # bytes from the first part to the token table
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,14 @@ class Symbols:
 
 def find(memory: memoryview) -> Symbols | None:
     """The symbols of the kernel that lies in these bytes of physical memory, or None where none can be read."""
-    data = bytes(memory)
-    at = data.find(_DIGITS)
-    while at >= 0:
-        tokens = _token_table(data, at)
-        if tokens is not None:
-            found = _before(data, *tokens)
-            if found is not None:
-                return found
-        at = data.find(_DIGITS, at + 1)
+    for match in re.finditer(re.escape(_DIGITS), memory):
+        start = max(0, match.start() - _REACH)
+        start -= start % _WORD
+        data = bytes(memory[start : match.end() + _LONGEST_TABLE])
+        tokens = _token_table(data, match.start() - start)
+        found = None if tokens is None else _before(data, *tokens)
+        if found is not None:
+            return found
     return None
 
 

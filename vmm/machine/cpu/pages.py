@@ -1,7 +1,7 @@
 """Memory that the CPU and the host share, and that is this process's own.
 
-A mapping that nobody else can see is copied when the process forks: so a machine can be kept as it stands, and gone on
-with later (tools/lockstep). Python's own default is one that a fork goes on sharing.
+A mapping that nobody else can see is copied when the process forks: so a machine can be kept as it stands, and gone
+on with later (tools/lockstep). Python's own default is one that a fork goes on sharing.
 """
 
 from __future__ import annotations
