@@ -14,7 +14,7 @@ from unicorn import UcError
 from unicorn import x86_const as X
 
 from tests.oracles import require
-from tools.bench import baseline, profile
+from tools.bench import baseline, bochs, profile
 from tools.bench.nano import adams_agesen, images, report
 from tools.bench.nano.catalogue import (
     BATCH,
@@ -252,11 +252,11 @@ def test_an_emulator_that_ends_otherwise_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the guest's own end is a measurement."""
-    for name in ("qemu-system-i386", "bochs"):
+    for name in ("qemu-system-i386", "bochs-bin", "bochs"):
         (tmp_path / name).write_text("#!/bin/sh\necho '[X] it broke'\nexit 7\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(Bochs, "_rom", lambda _self, names: Path(names[0]))
+    monkeypatch.setattr(bochs, "_rom", lambda names: Path(names[0]))
     assert Qemu(tmp_path).sample(EMPTY, 2).failure == "QEMU ended with status 7"
     assert Bochs(tmp_path).sample(EMPTY, 2).failure == "Bochs ended with status 7: [X] it broke"
 

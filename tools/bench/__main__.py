@@ -2,6 +2,7 @@
 
 python -m tools.bench            what exits, time and translation cost, as ratios (`costs`)
 python -m tools.bench nano       the nanobenchmarks, on every machine (`nano`)
+python -m tools.bench linux      a stock Linux to userspace, on every machine (`linux`)
 python -m tools.bench.profile    where the time of an exit goes
 """
 
@@ -15,6 +16,10 @@ def main(words: list[str]) -> int:
         from tools.bench.nano.run import main as nano
 
         return nano(words[1:])
+    if words[:1] == ["linux"]:
+        from tools.bench.linux.run import main as linux
+
+        return linux(words[1:])
     from tools.bench.costs import main as costs
 
     return costs(words)

@@ -7,12 +7,12 @@ processor's, so that what else runs on the host disturbs little; these guests ne
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import subprocess
 from pathlib import Path
 
+from tools.bench.bochs import Installation
 from tools.bench.nano import images
 from tools.bench.nano.catalogue import EMPTY, Benchmark
 from tools.bench.nano.disk import CYLINDERS, HEADS, SECTORS, disk
@@ -118,59 +118,29 @@ class Bochs(WholeProcess):
 
     name, title = "bochs", "Bochs"
     rounds = 1
-    FOLDERS = ("/usr/share/bochs", "/usr/share/vgabios", "/usr/local/share/bochs", "/usr/share/seabios")
     BIOS = ("BIOS-bochs-legacy", "BIOS-bochs-latest")
-    VGA_BIOS = ("VGABIOS-lgpl-latest", "VGABIOS-lgpl-latest.bin", "vgabios.bin")
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._program = shutil.which("bochs-bin") or shutil.which("bochs")
-        self._roms = [self._rom(self.BIOS), self._rom(self.VGA_BIOS)]
-        self._flags: tuple[str, ...] | None = None
+        self._installed = Installation(self.BIOS)
 
     def absent(self, benchmark: Benchmark) -> str | None:
-        if self._program is None:
-            return "bochs is not installed (Debian: bochs, bochsbios, vgabios)"
-        if None in self._roms:
-            return "bochs is installed, and its BIOS images are not (Debian: bochsbios, vgabios)"
-        return None
-
-    def _rom(self, names: tuple[str, ...]) -> Path | None:
-        """One of these files, where distributions put them and where BXSHARE points."""
-        own = os.environ.get("BXSHARE")
-        folders = [Path(own), Path(own).parent / "vgabios"] if own else []
-        folders += map(Path, self.FOLDERS)
-        found = (folder / name for name in names for folder in folders)
-        return next((path for path in found if path.is_file()), None)
+        return self._installed.absent
 
     def _start_of(self, benchmark: Benchmark) -> Benchmark:
         """Reading the disk takes as long for all that are small; a start takes half a second."""
         return benchmark if benchmark.once else EMPTY
 
-    def _arguments(self) -> tuple[str, ...]:
-        """With its debugger built in, it waits for a command before it starts."""
-        if self._flags is None:
-            told = subprocess.run(
-                (str(self._program), "--help"), capture_output=True, text=True, timeout=PATIENCE
-            )
-            commands = self._folder / "bochs.commands"
-            commands.write_text("c\n")
-            debugger = "-rc " in told.stdout + told.stderr
-            self._flags = ("-rc", str(commands)) if debugger else ()
-        return self._flags
-
     def _run(self, benchmark: Benchmark, iterations: int) -> float:
-        path, configuration = self._folder / "bochs.disk", self._folder / "bochsrc"
+        path = self._folder / "bochs.disk"
         path.write_bytes(disk(images.with_iterations(images.image_of(benchmark), iterations)))
-        bios, vga_bios = self._roms
         shape = f"cylinders={CYLINDERS}, heads={HEADS}, spt={SECTORS}"
-        configuration.write_text(
-            'display_library: rfb, options="timeout=0"\n'  # the one that needs no display
-            f"romimage: file={bios}\nvgaromimage: file={vga_bios}\nmegs: {images.MEMORY >> 20}\n"
-            f"clock: sync=none\nata0-master: type=disk, path={path}, mode=flat, {shape}\n"
-            f"boot: disk\nlog: {self._folder / 'bochs.log'}\npanic: action=fatal\n"
+        command = self._installed.command(
+            self._folder,
+            f"megs: {images.MEMORY >> 20}\n"
+            f"ata0-master: type=disk, path={path}, mode=flat, {shape}\n"
+            "boot: disk\n",
         )
-        command = (str(self._program), "-q", "-f", str(configuration), *self._arguments())
         taken, done = self._seconds(command)
         said = done.stdout + done.stderr
         if "Shutdown port" not in said:
