@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.machines import CODE, DATA, PAGES, PAGING_ON, Lab, enable_paging, lab, run
 from tests.programs import Program, programs
+from vmm.machine.cpu import exported
 from vmm.machine.machine import Machine
 from vmm.machine.tlb import CODE as IS_CODE
 from vmm.machine.tlb import DATA as IS_DATA
@@ -268,3 +269,46 @@ def test_the_hosts_write_to_a_page_of_code_is_noticed_once_it_is_code() -> None:
     assert made.reg("ebx") - before in (10, 6)
     assert made.reg("ecx") == 7
     assert struct.unpack("<I", made.data(DATA + 1, 4)) == (5,)
+
+
+@pytest.mark.parametrize("exports", (True, False))
+@pytest.mark.parametrize("store", ("MOV", "REP MOVS", "PUSHAD"))
+def test_code_is_dropped_the_long_way_where_the_library_exports_less(
+    store: str, exports: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the library's own functions or by its interface alone, what has just been stored is what runs."""
+    if not exports:
+        monkeypatch.setattr(exported, "_drop", None)
+        monkeypatch.setattr(exported, "flush_page", None)
+    made = lab(_program(STORES[store], PLACES["another page"]), "bt")
+    assert bool(made.machine.engine._dropper._known) == exports
+    made.run()
+    assert made.read(DATA + 0x100 + 4 * ROUNDS) == 0x01020300 + ROUNDS
+
+
+@pytest.mark.parametrize("exports", (True, False))
+def test_a_page_that_is_invalidated_is_asked_for_again(exports: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flush_page` forgets that page; the others stay known, where the library can do that."""
+    if not exports:
+        monkeypatch.setattr(exported, "flush_page", None)
+    made = lab("again:  mov eax, [DATA]\n mov eax, [DATA + 0x1000]\n out 0xE9, al\n jmp again")
+    engine, control = made.machine.engine, made.control
+    asked: list[int] = []
+    fill, write = control.fill, made.machine.bus.write
+
+    def counted(address: int, access: int) -> tuple[int, int] | None:
+        asked.append(address)
+        return fill(address, access)
+
+    def flushing(port: int, size: int, value: int) -> None:
+        write(port, size, value)
+        asked.clear()
+        engine.flush_page(DATA + 0x234)
+
+    made.machine.fill = counted  # type: ignore[method-assign]
+    made.machine.bus.write = flushing  # type: ignore[method-assign]
+    made.run(4 * 8)
+    made.machine.bus.write = write  # type: ignore[method-assign]
+    made.run(4 * 8 + 3)
+    assert DATA in asked
+    assert (DATA + 0x1000 in asked) == (not exports)

@@ -88,6 +88,7 @@ class FrameTable:
         self.on_turn(frame)
         frame += self._base
         self._engine.drop_code(frame, frame + PAGE)
+        self._engine.flush_tlb()
         return frame, _DATA
 
     def _touch(self, frame: int) -> None:

@@ -21,9 +21,9 @@ from unicorn import x86_const as X
 from unicorn.unicorn_py3.unicorn import uclib
 
 from vmm.errors import EngineError
+from vmm.machine.cpu import exported, stub, walker
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import signatures as sig
-from vmm.machine.cpu import stub, walker
 from vmm.machine.cpu.collapse import TLB_MODE, Watch
 from vmm.machine.cpu.handler import FETCH, PROT_EXEC, PROT_READ, PROT_WRITE, READ, WRITE, Handler, Stop
 from vmm.machine.cpu.mend import mend
@@ -43,6 +43,7 @@ _REMOVE_CACHE = U.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | 1 << 30
 _FLUSH_TB = U.UC_CTL_TB_FLUSH | 1 << 30
 _IS_INT, _OLD_EXCEPTION = at.EXCEPTION_IS_INT // 4, at.OLD_EXCEPTION // 4
 _EIP, _CR2, _ERROR_CODE, _RETADDR = at.EIP // 4, at.CR2 // 4, at.ERROR_CODE // 4, at.RETADDR // 4
+_HFLAGS = at.HFLAGS // 4
 
 _VOID_P, _U32, _U64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
 
@@ -68,6 +69,8 @@ class Engine:
         self._on_entry: Callable[[int], None] | None = None  # who hears of exceptions and exits instead
         self._cr2 = 0  # with its own MMU: CR2 before the page fault that is being looked at
         self._dropping: int | None = None
+        self._dropper = exported.CodeDropper(self._engine.value)
+        self._registers = 0  # address of the live registers, if they are not seen through a copy
         self._translated = (0, 0, 0)
         self.foreign = range(
             0
@@ -126,6 +129,7 @@ class Engine:
             if address:
                 window = (ctypes.c_uint8 * at.SIZE).from_address(address)
                 self._copied = False
+                self._registers = address
                 self.walker.connect(address + at.HFLAGS, self._watch.address)
                 return CpuState(memoryview(window).cast("B"), flags_now)
         context = self._uc.context_save()
@@ -255,16 +259,26 @@ class Engine:
     def map_memory(self, address: int, size: int, host: int) -> None:
         """Show `size` bytes of host memory at physical `address`."""
         self._uc.mem_map_ptr(address, size, U.UC_PROT_ALL, host)
+        self._dropper.add(address, size, host)
 
     def flush_tlb(self) -> None:
         """Forget every translation of addresses: the handler's `fill` is asked anew."""
         uclib.uc_ctl(self._engine, _FLUSH_TLB)
 
-    def drop_code(self, start: int, end: int) -> None:
-        """Forget the code translated from physical bytes `start` to `end` of one page; flushes the TLB.
+    def flush_page(self, address: int) -> None:
+        """The same for those of one linear page, at the least."""
+        if exported.flush_page is None or self._copied or self.state.words[_HFLAGS] & at.HF_GUEST:
+            self.flush_tlb()
+        else:
+            exported.flush_page(self._registers, address)
 
-        The library takes a linear address and looks it up in the TLB; `_dropping` answers that look-up.
-        """
+    def drop_code(self, start: int, end: int) -> None:
+        """Forget the code translated from physical bytes `start` to `end` of one page. The TLB may keep the page."""
+        if not self._dropper.drop(start, end):
+            self._drop_by_address(start, end)
+
+    def _drop_by_address(self, start: int, end: int) -> None:
+        """The library takes a linear address and looks it up in the TLB; `_dropping` answers that look-up."""
         self._dropping = start & ~(PAGE - 1)
         self._set_tlb_mode(False)
         self.walker.close(walker.DROPPING)

@@ -50,6 +50,7 @@ class ShadowTables:
         memory.slot.on_move.append(self._moved)
         memory.on_descriptor_write = self._written
         memory.on_flush.append(self._flushed)
+        memory.on_invalidate.append(self._invalidated)
         self._marking = False
         self.good = False  # whether the copy is what the guest's tables say
         self.locked: frozenset[int] = frozenset()  # frames of the guest's tables, while it is
@@ -150,6 +151,10 @@ class ShadowTables:
             self.unlock()
         elif -1 not in pages.values():
             memory.vouch(self.copies)
+
+    def _invalidated(self, page: int) -> None:
+        if page << 12 in self._pages:
+            self._flushed()
 
     def refresh(self, selector: int) -> bool:
         """After a fault over a descriptor: whether the copy was stale and the load is to be done over.

@@ -90,6 +90,7 @@ class ShadowMemory:
         self.on_flush: list[
             Callable[[], None]
         ] = []  # after the guest has flushed, with its new tables in force
+        self.on_invalidate: list[Callable[[int], None]] = []  # after INVLPG of this page number
         self.on_descriptor_write: Callable[[], None] = lambda: (
             None
         )  # it stops watching, or the write is its own
@@ -126,18 +127,17 @@ class ShadowMemory:
 
     def invalidate(self, address: int) -> None:
         """INVLPG: this page is translated anew, and no entry of a directory is older than this moment."""
-        key = self._root.key
+        root = self._root
+        key = root.key
         if key != PAGING_OFF:
-            pde = (
-                self._memory.read(key | address >> 20 & 0xFFC, 4) & self._linear.a20_mask
-                if key != ONES
-                else 0
-            )
-            self.trees.compare_on_the_way(self._root, None if pde & PTE.PS and self._pse else pde)
+            pde = self._memory.words[(key | address >> 20 & 0xFFC) >> 2] if key != ONES else 0
+            pde &= self._linear.a20_mask
+            straight = pde & PTE.PS and self._pse
+            self.trees.compare_on_the_way(root, None if straight else pde, address >> 12 & 0x3FF)
             self._check_slot()
-        self._engine.flush_tlb()
-        for listener in self.on_flush:
-            listener()
+        self._engine.flush_page(address)
+        for listener in self.on_invalidate:
+            listener(address >> 12)
 
     # What the processor asks
 
@@ -248,7 +248,7 @@ class ShadowMemory:
         number = offset >> 12
         self.slot.pages[number] = own.OwnPage(self.slot.pages[number].frame, rights)
         self.trees.show_page(number)
-        self._engine.flush_tlb()
+        self._engine.flush_page(self.slot.base + offset)
 
     def watch_descriptors(self, frames: frozenset[int]) -> None:
         """These physical pages hold descriptors: `on_descriptor_write` is called before any of them changes."""

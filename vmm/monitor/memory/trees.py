@@ -196,13 +196,18 @@ class ShadowTrees:
             if root in table.users:
                 self.compare(table)
 
-    def compare_on_the_way(self, root: Root, pde: int | None) -> None:
-        """The same for the directory, and for the table that its present word names, `pde`, if it names one."""
-        self.compare(self.tables[root.key])
+    def compare_on_the_way(self, root: Root, pde: int | None, word: int) -> None:
+        """The same for the directory, and for a word of the table that its word `pde` names, if it names one."""
+        directory = self.tables[root.key]
+        if directory.words is not None:
+            self.compare(directory)
         if pde is not None:
             table = self.tables.get(self.key(pde & 0xFFFFF000))
-            if table is not None:
-                self.compare(table)
+            if table is not None and (words := table.words) is not None:
+                now = self._memory.words[(table.frame >> 2) + word]
+                if words[word] != now:
+                    words[word] = now
+                    self.drop_word(table, word)
 
     def host_wrote(self, frame: int, first: int, last: int) -> None:
         """The host has changed words `first` to `last` of a table that is in sync, which it stays."""

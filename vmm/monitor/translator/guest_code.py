@@ -35,6 +35,7 @@ class GuestCode:
         self._turns: dict[int, int] = {}
         memory.on_code_write = self.stale.add
         memory.on_flush.append(self._remapped)
+        memory.on_invalidate.append(self._page_remapped)
 
     def read(self, linear: int) -> tuple[int, bytes]:
         """(physical address, bytes) of the page of code at a linear address; raises `PageFault`."""
@@ -83,6 +84,10 @@ class GuestCode:
             self._memory.release(frame)
         self.protected.clear()
         self.bound.clear()
+
+    def _page_remapped(self, page: int) -> None:
+        if page in self.bound:
+            self._remapped()
 
     def _remapped(self) -> None:
         """The guest has flushed: translations of what is elsewhere now are dropped."""
