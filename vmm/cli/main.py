@@ -167,7 +167,8 @@ def _command(commands: Commands[Parser], name: str, summary: str) -> Parser:
     )
 
 
-def _guest_options(parser: Parser) -> None:
+def guest_options(parser: Parser) -> None:
+    """What names a guest and what it is given; see `guest.image_of`."""
     add = parser.add_argument
     add("guest", metavar="GUEST", help="a .asm, a multiboot ELF, a Linux kernel or a flat binary")
     add("-m", metavar="SIZE", dest="memory", help="memory: 1G, 4096K, ... (default: 16M; for Linux 128M)")
@@ -183,7 +184,7 @@ def _guest_options(parser: Parser) -> None:
 
 def _add_run(commands: Commands[Parser]) -> None:
     parser = _command(commands, "run", "run a guest; its console goes to standard output")
-    _guest_options(parser)
+    guest_options(parser)
     add = parser.add_argument
     add(
         "--mode",
@@ -211,7 +212,7 @@ def _add_run(commands: Commands[Parser]) -> None:
 
 def _add_compare(commands: Commands[Parser]) -> None:
     parser = _command(commands, "compare", "run a guest in several modes and find where they part")
-    _guest_options(parser)
+    guest_options(parser)
     add = parser.add_argument
     add("--modes", help="by commas (default: all that can run the guest)")
     add("--max-instructions", metavar="N", help="stop each run after so many (default 100 million)")
