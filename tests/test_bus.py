@@ -119,7 +119,7 @@ def test_every_byte_reaches_its_own_port(
             with pytest.raises(ValueError, match="belongs to"):
                 bus.attach(base, count, device, "late", width)
         else:
-            bus.attach(base, count, device, "early", width)
+            bus.attach(base, count, device, f"from {base}", width)
             owner.update({p: (device, p - base) for p in span})
     bus.write(port, size, value)
     expected = 0
@@ -132,3 +132,5 @@ def test_every_byte_reaches_its_own_port(
             byte = 0xFF
         expected |= byte << 8 * i
     assert bus.read(port, size) == expected
+    assert [p for span in bus.ranges() for p in span] == sorted(owner)
+    assert all(bus.owner(p) == f"from {span.start}" for span in bus.ranges() for p in span)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmm.errors import UsageError
 from vmm.machine.bus import PortBus
 from vmm.machine.devices.i8042 import I8042
 from vmm.machine.devices.keyboard import Keyboard
-from vmm.machine.devices.scancodes import keys, to_set_1
+from vmm.machine.devices.scancodes import NAMED, chord, keys, to_set_1
 from vmm.machine.devices.system import A20Gate, Port92
 
 FULL, SYSTEM, LAST_COMMAND, FROM_MOUSE, TIMED_OUT = 0x01, 0x04, 0x08, 0x20, 0x40
@@ -200,6 +201,33 @@ def test_what_no_key_types_is_left_out(bench: Bench) -> None:
     assert all(keys(byte) for byte in PRINTABLE)
     bench.controller.receive(b"\x00\xff\x80a\x1c")
     assert bench.all()[:2] == [0x1E, 0x9E]
+
+
+@pytest.mark.parametrize(
+    ("names", "translated", "plain"),
+    [
+        ("ctrl-alt-delete", "1d 38 e0 53 e0 d3 b8 9d", "14 11 e0 71 e0 f0 71 f0 11 f0 14"),
+        ("up", "e0 48 e0 c8", "e0 75 e0 f0 75"),
+        ("shift-f1", "2a 3b bb aa", "12 05 f0 05 f0 12"),
+        ("f7", "41 c1", "83 f0 83"),
+        ("ret", "1c 9c", "5a f0 5a"),
+    ],
+)
+def test_keys_are_pressed_together(bench: Bench, names: str, translated: str, plain: str) -> None:
+    """Down in order and up again; the keys that the AT's keyboard added have 0xE0 before them, both ways."""
+    bench.controller.press(chord(names))
+    assert bench.all() == list(bytes.fromhex(translated))
+    bench.command(0x60, 0x25)
+    bench.controller.press(chord(names))
+    assert bench.all() == list(bytes.fromhex(plain))
+
+
+def test_each_key_is_one_key() -> None:
+    """No two names of a PC's keys send the same code; letters are those that type them."""
+    assert len(set(NAMED.values())) == len(NAMED)
+    assert all(chord(chr(byte)) == keys(byte) for byte in b"abcxyz0189")
+    with pytest.raises(UsageError, match="key 'hyper' does not exist"):
+        chord("ctrl-hyper")
 
 
 def test_keys_wait_for_whoever_is_not_listening(bench: Bench) -> None:

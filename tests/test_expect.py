@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from tests.guest_expectations import GUESTS
 from vmm.errors import UsageError
-from vmm.expect import UNREAD_LIMIT, Expect, Send, Unread, parse_script, shown
+from vmm.expect import UNREAD_LIMIT, Expect, Press, Send, Type, Unread, parse_script, shown
 from vmm.image.image import Image
 from vmm.image.load import load_image
 from vmm.vm import UNMODIFIED, ClockName, VirtualMachine
 
 CLOCKS: tuple[ClockName, ...] = ("instructions", "host")
 READY = "ends it\n"
+STEPS = 'expect "TEXT", send "TEXT", type "TEXT", press KEY or timeout SECONDS'
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +135,13 @@ def test_a_domain_of_xens_is_heard_too() -> None:
 def test_a_script_says_what_it_means() -> None:
     """Each kind of line, each escape, comments and the times that apply."""
     text = '# log in\nexpect "login: "\n\n  send "root\\n"   # no password\ntimeout 2.5\nexpect "\\x23 \\e[\\"\\\\"\n'
+    text += 'type "ls\\n"\npress ctrl-alt-delete # and again\n'
     assert parse_script(text, "s") == [
         Expect(b"login: ", None, "s:2"),
         Send(b"root\n", "s:4"),
         Expect(b'# \x1b["\\', 2.5, "s:6"),
+        Type(b"ls\n", "s:7"),
+        Press("ctrl-alt-delete", "s:8"),
     ]
     assert parse_script('send "Grüße"', "s") == [Send("Grüße".encode(), "s:1")]
 
@@ -153,8 +157,8 @@ def test_a_script_says_what_it_means() -> None:
         ('send "\\q"', '\\q: no such escape: there are \\n, \\r, \\t, \\e, \\0, \\xHH, \\\\ and \\"'),
         ("timeout soon", "timeout soon: not a time: give seconds of the guest's time, such as 10 or 0.5"),
         ("timeout nan", "timeout nan: not a time: give seconds of the guest's time, such as 10 or 0.5"),
-        ("wait 5", 'wait: no such step: write expect "TEXT", send "TEXT" or timeout SECONDS'),
-        ('"text"', '"text": no such step: write expect "TEXT", send "TEXT" or timeout SECONDS'),
+        ("wait 5", f"wait: no such step: write {STEPS}"),
+        ('"text"', f'"text": no such step: write {STEPS}'),
     ],
 )
 def test_a_script_s_error_is_one_line_with_its_place(line: str, complaint: str) -> None:

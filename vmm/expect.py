@@ -1,7 +1,8 @@
 """Waiting for text on a guest's console, and answering it: what `expect` is to a terminal.
 
 `Unread` is what the guest has written and nobody has matched yet. A script is a list of steps: wait for a text, send
-one, change how long to wait. Whoever runs a virtual machine goes from one to the next (`VirtualMachine.run_until`).
+one to the serial port or type it on the keyboard, change how long to wait. Whoever runs a virtual machine goes from
+one to the next (`VirtualMachine.run_until`).
 
 The hard part is when. The run stops at the instruction boundary after the OUT that completed the text, so with
 the instruction clock an answer comes at the same instruction each time. (Where one exit writes more than one byte, as
@@ -69,7 +70,23 @@ class Send:
     where: str = ""
 
 
-Step = Expect | Send
+@dataclass(frozen=True)
+class Type:
+    """Type `data` on the PC's keyboard."""
+
+    data: bytes
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Press:
+    """Press the keys `names`, such as `ctrl-alt-delete`, together on the PC's keyboard."""
+
+    names: str
+    where: str = ""
+
+
+Step = Expect | Send | Type | Press
 
 _LINE = re.compile(r"\s*(?P<word>[^\s\"#]+)\s*(?P<rest>.*?)\s*")
 _QUOTED = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"\s*(?:#.*)?')
@@ -82,8 +99,9 @@ _ESCAPES = {
 def parse_script(text: str, name: str) -> list[Step]:
     """The steps of a script; raises `UsageError`, which names `name` and the line.
 
-    A line is `expect "TEXT"`, `send "TEXT"`, `timeout SECONDS` (for each `expect` below it) or empty; `#` starts a
-    comment. In TEXT, a backslash makes `\\n`, `\\r`, `\\t`, `\\e` (escape), `\\0`, `\\xHH`, `\\\\` and `\\"`.
+    A line is `expect "TEXT"`, `send "TEXT"`, `type "TEXT"`, `press KEY-KEY` (whether there are such keys is not
+    looked at here), `timeout SECONDS` (for each `expect` below it) or empty; `#` starts a comment. In TEXT, a
+    backslash makes `\\n`, `\\r`, `\\t`, `\\e` (escape), `\\0`, `\\xHH`, `\\\\` and `\\"`.
     """
     return list(_steps(text, name))
 
@@ -100,11 +118,16 @@ def _steps(text: str, name: str) -> Iterator[Step]:
             yield Expect(_text(rest, where, word), within, where)
         elif word == "send":
             yield Send(_text(rest, where, word), where)
+        elif word == "type":
+            yield Type(_text(rest, where, word), where)
+        elif word == "press":
+            yield Press(_uncommented(rest), where)
         elif word == "timeout":
-            within = _seconds(rest.partition("#")[0].strip(), where)
+            within = _seconds(_uncommented(rest), where)
         else:
             raise UsageError(
-                f'{where}: {word}: no such step: write expect "TEXT", send "TEXT" or timeout SECONDS'
+                f'{where}: {word}: no such step: write expect "TEXT", send "TEXT", type "TEXT", press KEY or '
+                "timeout SECONDS"
             )
 
 
@@ -132,6 +155,10 @@ def _text(quoted: str, where: str, word: str) -> bytes:
     if len(data) > TEXT_LIMIT:
         raise UsageError(f"{where}: {word}: the text is longer than {TEXT_LIMIT >> 10}K")
     return data
+
+
+def _uncommented(text: str) -> str:
+    return text.partition("#")[0].strip()
 
 
 def _seconds(text: str, where: str) -> float:

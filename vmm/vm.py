@@ -22,6 +22,7 @@ from vmm.machine.boot import boot
 from vmm.machine.clock import HostClock, InstructionClock
 from vmm.machine.control import Control
 from vmm.machine.devices.disk import Disk
+from vmm.machine.devices.scancodes import chord
 from vmm.machine.machine import Machine, Outcome
 
 if TYPE_CHECKING:
@@ -311,6 +312,16 @@ class VirtualMachine:
     def send(self, data: bytes | str) -> None:
         """Input for the serial port, of any length, as if typed now: between two runs, or from within the loop."""
         self.machine.devices.uart.receive(data.encode() if isinstance(data, str) else data)
+
+    def type(self, data: bytes | str) -> None:
+        """Type ASCII text on the keyboard; a byte that no key types is left out."""
+        assert self.machine.devices.keyboard is not None
+        self.machine.devices.keyboard.receive(data.encode() if isinstance(data, str) else data)
+
+    def press(self, names: str) -> None:
+        """Press keys together, such as `ctrl-alt-delete`, and let go of them. `UsageError` for a key there is not."""
+        assert self.machine.devices.keyboard is not None
+        self.machine.devices.keyboard.press(chord(names))
 
     def instructions(self) -> int:
         """About how many have retired: from any thread, at any time, give or take a block or two."""

@@ -62,7 +62,7 @@ def compare(options: argparse.Namespace) -> int:
         max_instructions=limit,
         paravirt=paravirt,
     )
-    with Interrupts(comparer.stop):
+    with Interrupts(lambda _reason: comparer.stop()):
         comparison = comparer.compare(mode for mode in modes if mode not in absent)
     comparison = replace(comparison, absent=absent)
     if options.json:

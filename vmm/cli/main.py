@@ -194,7 +194,19 @@ def _add_run(commands: Commands[Parser]) -> None:
     )
     add("--intercept", metavar="NAMES", help="hvm: intercept these, too, by commas: cr3,cpuid,pf,msr:0x174, all")
     add("--memory-virtualization", metavar="HOW", help="hvm: nested (the default) or shadow page tables")
-    add("--clock", default="instructions", help="instructions (the default): repeatable; host: wall time")
+    add(
+        "--clock",
+        help="instructions (the default): repeatable; host (the default at a terminal, see -i): wall time",
+    )
+    add(
+        "-i",
+        "--interactive",
+        action=argparse.BooleanOptionalAction,
+        help="the terminal is the guest's serial port: keys go to it as they are typed, Ctrl-C too; Ctrl-A h helps "
+        "(the default for Linux at a terminal)",
+    )
+    add("--until", metavar="TEXT", help="end the run as soon as the console has shown TEXT, after any --script")
+    add("--script", metavar="FILE", help='expect "TEXT", send "TEXT" and the like, a line each')
     add("--max-instructions", metavar="N", help="stop after so many")
     add("--timeout", metavar="S", help="stop after so many seconds")
     add(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, get_args
 
 from vmm.cli import values
 from vmm.cli.builds import image_for
 from vmm.cli.guest import check_distinct, memory_of, open_output
-from vmm.cli.interrupts import Interrupts
+from vmm.cli.interactive import attend, wants_terminal
+from vmm.cli.interrupts import HUNG_UP, Interrupts
 from vmm.cli.main import say
 from vmm.cli.screen import Screen
-from vmm.cli.status import of_outcome
-from vmm.errors import OutputError, UsageError
+from vmm.cli.session import Session
+from vmm.cli.status import UNSEEN, of_outcome
+from vmm.errors import Interrupted, OutputError, UsageError
+from vmm.expect import Expect, shown
 from vmm.machine.control import Control
 from vmm.machine.devices.disk import FileDisk
 from vmm.machine.machine import Machine, Outcome
@@ -40,6 +45,9 @@ CLOCKS = ("instructions", "host")
 def run(options: argparse.Namespace) -> int:
     """The command; returns the exit status."""
     mode = values.mode(options.mode, MODES)
+    interactive = wants_terminal(options)
+    if options.clock is None:
+        options.clock = "host" if interactive else "instructions"
     if options.clock not in CLOCKS:
         raise UsageError(f"clock {options.clock!r} does not exist: choose {' or '.join(CLOCKS)}")
     attach = _attach(options, mode)
@@ -60,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     disk_file = None if options.disk is None else values.disk(options.disk)
     check_distinct(options.guest, outputs, disk_file and disk_file[0])
     console_input = values.input_bytes(options.input)
+    steps, until = values.script(options.script), values.until(options.until)
     image = image_for(options, memory, mode)
     disk = None if disk_file is None else FileDisk(*disk_file)
     report = None if options.report is None else open_output("--report", options.report)
@@ -97,16 +106,23 @@ def run(options: argparse.Namespace) -> int:
         from vmm.attribution import Attribution
 
         attribution = Attribution(vm.machine)
-    with Interrupts(lambda: vm.poke("interrupted"), screen.stop_progress):
-        started = time.monotonic()
-        screen.start_progress(lambda: _progress(vm, time.monotonic() - started))
+    session = Session(vm, steps, until, limit, timeout)
+    with ExitStack() as stack:
+        if interactive:
+            attend(stack, session, vm, screen)
+        else:
+            stack.enter_context(Interrupts(session.stop, screen.stop_progress))
+            started = time.monotonic()
+            screen.start_progress(lambda: _progress(vm, time.monotonic() - started))
         start_seconds = process_age()
         try:
-            result = vm.run(limit, timeout)
+            result = session.run()
         finally:
             screen.stop_progress()
     outcome = result.outcome
     code = of_outcome(outcome.kind, outcome.status)
+    if session.unseen is not None and outcome.kind != "interrupted":
+        code = UNSEEN
     if options.vga:
         _show_screen(vm, screen)
     if trace is not None:
@@ -121,6 +137,8 @@ def run(options: argparse.Namespace) -> int:
         from vmm.cli.report import write
 
         write(report, options.report, options, vm, result, code, start_seconds)
+    if outcome.detail == HUNG_UP or screen.failed is not None and screen.failed.errno == errno.EIO:
+        raise Interrupted(f"{options.guest}, {result.mode}: {HUNG_UP}")
     if isinstance(screen.failed, BrokenPipeError):
         return OutputError.status  # whoever read it has seen enough
     if screen.failed is not None:
@@ -129,7 +147,7 @@ def run(options: argparse.Namespace) -> int:
         raise OutputError(f"--trace {options.trace}: {trace.failed.strerror}")
     if translations is not None and translations.failed is not None:
         raise OutputError(f"--dump-translations {options.dump_translations}: {translations.failed.strerror}")
-    _tell(options.guest, result, code, screen, vm, attribution)
+    _tell(options.guest, result, code, screen, vm, attribution, session.unseen)
     return code
 
 
@@ -176,7 +194,13 @@ def _show_screen(vm: VirtualMachine, screen: Screen) -> None:
 
 
 def _tell(
-    guest: str, result: Result, code: int, screen: Screen, vm: VirtualMachine, attribution: Attribution | None
+    guest: str,
+    result: Result,
+    code: int,
+    screen: Screen,
+    vm: VirtualMachine,
+    attribution: Attribution | None,
+    unseen: Expect | None,
 ) -> None:
     """The exit table, where the exits came from if that is wanted, and one line of what happened."""
     if sys.stderr is None:
@@ -199,6 +223,8 @@ def _tell(
         end = f"exit by {outcome.detail}"
     if written > CONSOLE_LIMIT:
         say(f"the first {CONSOLE_LIMIT >> 20}M of {written} bytes of console are kept for the report")
+    if unseen is not None:
+        end += f"; {unseen.where}: {shown(unseen.text)} was not seen"
     took = f"{result.seconds:.3f} s"
     if result.counted:
         took = f"{result.instructions:,} instructions in {took}"

@@ -69,8 +69,9 @@ class Screen:
     def stop_progress(self) -> None:
         """Leave the terminal as it was. May be called from any thread, more than once."""
         self._done.set()
-        with self._lock:
+        if self._lock.acquire(timeout=PERIOD):  # not if the guest's output waits for a reader, with the lock
             self._wipe()
+            self._lock.release()
 
     def _show(self, text: Callable[[], str]) -> None:
         wait = PATIENCE

@@ -17,11 +17,11 @@ from vmm.errors import (
     VmmError,
 )
 
-OK, TRIPLE_FAULT, BUDGET, TIMEOUT, UNEXPLAINED = 0, 8, 10, 12, 14
+OK, TRIPLE_FAULT, BUDGET, TIMEOUT, UNEXPLAINED, UNSEEN = 0, 8, 10, 12, 14, 16
 
 STATUSES: tuple[tuple[int | str, str], ...] = (
     ("odd", "the guest's own: it wrote VALUE to isa-debug-exit; the status is VALUE << 1 | 1"),
-    (OK, "done; for run: the guest halted for good, or reset the machine"),
+    (OK, "done; for run: the guest halted for good or reset the machine, --until was seen, or Ctrl-A x"),
     (UsageError.status, "the command line asks for something that makes no sense"),
     (ImageError.status, "bad image: the guest is missing, malformed, or does not fit"),
     (GuestError.status, "the guest did something that this machine cannot go on from"),
@@ -29,13 +29,14 @@ STATUSES: tuple[tuple[int | str, str], ...] = (
     (BUDGET, "--max-instructions were executed"),
     (TIMEOUT, "--timeout seconds have passed"),
     (UNEXPLAINED, "compare or classify found what the classification does not explain"),
+    (UNSEEN, "the run ended before the console showed the text of --until, or of an expect of --script"),
     (VmmError.status, "internal error: a bug of vmm's"),
     (EngineError.status, "the CPU engine is not the one that vmm was written for"),
     (
         OutputError.status,
         "an output cannot be written: standard output, the report, the trace, the translations, the page",
     ),
-    (Interrupted.status, "interrupted by Ctrl-C or SIGTERM"),
+    (Interrupted.status, "interrupted by Ctrl-C or SIGTERM, or the terminal went away"),
 )
 
 # Of the ends of a run (`Outcome.kind`) other than `exit`, whose status is the guest's.
@@ -46,6 +47,9 @@ OF_KIND: dict[str, int] = {
     "budget": BUDGET,
     "timeout": TIMEOUT,
     "interrupted": Interrupted.status,
+    "seen": OK,
+    "unseen": UNSEEN,
+    "left": OK,
 }
 
 

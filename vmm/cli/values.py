@@ -5,11 +5,13 @@ Each function takes the text and raises `UsageError` with one line that repeats 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm.errors import UsageError
+from vmm.expect import TEXT_LIMIT, Expect, Press, Step, parse_script
 
 if TYPE_CHECKING:
     from vmm.image.load import ModuleFile
@@ -121,6 +123,43 @@ def disk(text: str) -> tuple[str, Access]:
     if not name:
         raise UsageError(f"--disk {text}: the file's name is missing: give FILE, FILE,snapshot or FILE,readonly")
     return name, access
+
+
+def script(text: str | None) -> list[Step]:
+    """The steps in the --script file."""
+    if text is None:
+        return []
+    try:
+        data = Path(text).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(f"--script {text}: cannot be read: {reason}") from None
+    steps = parse_script(data.decode("utf-8", "surrogateescape"), text)
+    for step in steps:
+        if isinstance(step, Press):
+            _check_keys(step)
+    return steps
+
+
+def _check_keys(step: Press) -> None:
+    from vmm.machine.devices.scancodes import chord
+
+    try:
+        chord(step.names)
+    except UsageError as error:
+        raise UsageError(f"{step.where}: press: {error}") from None
+
+
+def until(text: str | None) -> Expect | None:
+    """The text of --until: the bytes that the user typed."""
+    if text is None:
+        return None
+    data = os.fsencode(text)
+    if not 0 < len(data) <= TEXT_LIMIT:
+        raise UsageError(
+            "--until: the text is empty" if not data else f"--until: longer than {TEXT_LIMIT >> 10}K"
+        )
+    return Expect(data, where="--until")
 
 
 def modes(text: str, known: Iterable[str]) -> list[str]:

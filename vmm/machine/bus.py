@@ -78,6 +78,16 @@ class PortBus:
         claim = self._claims.get(port)
         return claim.name if claim else None
 
+    def ranges(self) -> list[range]:
+        """The ports that belong to somebody, in order: each range to one device."""
+        found: list[range] = []
+        for port in sorted(self._claims):
+            if found and port == found[-1].stop and self.owner(port) == self.owner(port - 1):
+                found[-1] = range(found[-1].start, port + 1)
+            else:
+                found.append(range(port, port + 1))
+        return found
+
     def read(self, port: int, size: int) -> int:
         """What IN of `size` (1, 2, 4) bytes at `port` gives."""
         claim = self._claims.get(port)

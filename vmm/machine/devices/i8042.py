@@ -72,6 +72,11 @@ class I8042:
         self._keyboard.receive(data)
         self._fill()
 
+    def press(self, down: tuple[int, ...]) -> None:
+        """Press keys of the keyboard together."""
+        self._keyboard.press(down)
+        self._fill()
+
     # The output buffer
 
     def _fill(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vmm.machine.devices.scancodes import RELEASED, RELEASED_BIT, stroke, to_set_1
+from vmm.machine.devices.scancodes import RELEASED, RELEASED_BIT, keys, stroke, to_set_1
 
 ACKNOWLEDGE, PASSED, RESEND, ECHO = 0xFA, 0xAA, 0xFE, 0xEE
 IDENTITY = (0xAB, 0x83)
@@ -26,7 +26,7 @@ SLOWEST_BUT_SOME = 0x2B  # 10.9 a second after half a second
 class KeyboardState:
     sending: list[int] = field(default_factory=list)  # oldest first
     last: int = 0  # what was sent last, should it be asked for again
-    typed: bytes = b""  # what nobody has pressed the keys for yet
+    typed: list[tuple[int, ...]] = field(default_factory=list)  # keys to be pressed together, by their codes in set 2
     scanning: bool = True
     code_set: int = 2
     leds: int = 0
@@ -46,7 +46,11 @@ class Keyboard:
 
     def receive(self, data: bytes) -> None:
         """Type ASCII text, of any length; a byte that no key types is left out."""
-        self.state.typed += data
+        self.state.typed += [down for byte in data if (down := keys(byte))]
+
+    def press(self, down: tuple[int, ...]) -> None:
+        """Press these keys together, and let go of them; by their codes in set 2."""
+        self.state.typed.append(down)
 
     def take(self) -> int | None:
         """The next byte for the host; None: there is none."""
@@ -54,7 +58,7 @@ class Keyboard:
         while not state.sending:
             if not (state.typed and state.scanning) or state.command:
                 return None
-            codes, state.typed = stroke(state.typed[0]), state.typed[1:]
+            codes = stroke(state.typed.pop(0))
             state.sending += codes if state.code_set == 2 else in_set_1(codes)
         state.last = state.sending.pop(0)
         return state.last

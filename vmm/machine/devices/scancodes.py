@@ -9,6 +9,8 @@ Sources: IBM PS/2 technical reference, keyboards; the 8042's table as PCs have h
 
 from __future__ import annotations
 
+from vmm.errors import UsageError
+
 RELEASED = 0xF0  # before a code of set 2
 RELEASED_BIT = 1 << 7  # of a code of set 1
 
@@ -48,12 +50,44 @@ for _plain, _shifted, _codes in _ROWS:
             _KEYS.setdefault(ord(_one) & 0x1F, (CONTROL, _code))
 
 
+# Keys by name, as QEMU's `sendkey` has them; those with EXTENDED are the ones that the AT's keyboard added.
+EXTENDED = 0xE000
+NAMED: dict[str, int] = {
+    "ret": 0x5A, "tab": 0x0D, "backspace": 0x66, "esc": 0x76, "spc": 0x29,
+    "shift": SHIFT, "shift_r": 0x59, "ctrl": CONTROL, "ctrl_r": EXTENDED | 0x14,
+    "alt": 0x11, "alt_r": EXTENDED | 0x11, "caps_lock": 0x58, "num_lock": 0x77, "scroll_lock": 0x7E,
+    "up": EXTENDED | 0x75, "down": EXTENDED | 0x72, "left": EXTENDED | 0x6B, "right": EXTENDED | 0x74,
+    "home": EXTENDED | 0x6C, "end": EXTENDED | 0x69, "pgup": EXTENDED | 0x7D, "pgdn": EXTENDED | 0x7A,
+    "insert": EXTENDED | 0x70, "delete": EXTENDED | 0x71,
+    "minus": 0x4E, "equal": 0x55, "comma": 0x41, "dot": 0x49, "slash": 0x4A, "backslash": 0x5D,
+    "semicolon": 0x4C, "apostrophe": 0x52, "grave_accent": 0x0E, "bracket_left": 0x54, "bracket_right": 0x5B,
+    **{f"f{number}": code for number, code in enumerate(bytes.fromhex("05 06 04 0c 03 0b 83 0a 01 09 78 07"), 1)},
+    **{letter: _KEYS[ord(letter)][0] for letter in "abcdefghijklmnopqrstuvwxyz0123456789"},
+}  # fmt: skip
+
+
 def keys(byte: int) -> tuple[int, ...]:
     """The keys, in set 2, that are pressed together to type a byte; none for what this keyboard has not."""
     return _KEYS.get(byte, ())
 
 
-def stroke(byte: int) -> list[int]:
-    """All that the keyboard sends for a byte typed: the keys down in order, and up again."""
-    down = keys(byte)
-    return [*down, *(code for key in reversed(down) for code in (RELEASED, key))]
+def chord(names: str) -> tuple[int, ...]:
+    """The keys of `ctrl-alt-delete` or the like, to be pressed together. `UsageError` for one that there is not."""
+    for name in (found := names.split("-")):
+        if name not in NAMED:
+            raise UsageError(f"key {name!r} does not exist: there are a, 1, f1, ret, ctrl-alt-delete and the like")
+    return tuple(NAMED[name] for name in found)
+
+
+def stroke(down: tuple[int, ...]) -> list[int]:
+    """All that the keyboard sends for keys pressed together: down in order, and up again."""
+    codes = []
+    for key in down:
+        codes += [*_prefix(key), key & 0xFF]
+    for key in reversed(down):
+        codes += [*_prefix(key), RELEASED, key & 0xFF]
+    return codes
+
+
+def _prefix(key: int) -> list[int]:
+    return [EXTENDED >> 8] if key & EXTENDED else []

@@ -85,6 +85,10 @@ class Uart:
         self._fill()
         self._update()
 
+    def backlog(self) -> int:
+        """Bytes of the host's input that have not moved in."""
+        return len(self.state.queue) - self.state.taken
+
     # The receiver
 
     def _fill(self) -> None:
