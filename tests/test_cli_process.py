@@ -52,13 +52,18 @@ def guest(tmp_path: Path) -> Path:
     return tmp_path / "guest.bin"
 
 
-def wait_for(path: Path) -> None:
-    """Until the trace has been opened: the guest is about to run."""
+def wait_for(process: subprocess.Popen[bytes]) -> None:
+    """Until the guest is about to run: its process has put the signals aside for a thread that waits for them."""
     deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline
+    while not blocked_signals(process.pid) >> signal.SIGTERM - 1 & 1:
+        assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    time.sleep(0.2)
+    time.sleep(0.1)
+
+
+def blocked_signals(pid: int) -> int:
+    """Of a process's first thread; bit n is signal n + 1."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("SigBlk:")[2].split()[0], 16)
 
 
 def wait_until_full(pipe: IO[bytes]) -> None:
@@ -76,7 +81,7 @@ def test_a_signal_ends_a_spinning_guest_in_order(guest: Path, tmp_path: Path, nu
     guest.write_bytes(SPIN)
     report = tmp_path / "report"
     process = start("run", guest, "--report", report)
-    wait_for(report)
+    wait_for(process)
     process.send_signal(number)
     code, errors = finish(process)
     assert code == Interrupted.status
@@ -89,7 +94,7 @@ def test_the_second_ctrl_c_ends_the_process_at_once(guest: Path, tmp_path: Path)
     guest.write_bytes(FLOOD)
     trace = tmp_path / "trace"
     process = start("run", guest, "--trace", trace, stdout=subprocess.PIPE)
-    wait_for(trace)
+    wait_for(process)
     assert process.stdout is not None
     wait_until_full(process.stdout)
     process.send_signal(signal.SIGINT)
