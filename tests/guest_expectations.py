@@ -154,6 +154,13 @@ verdict: WRONG, this kernel was put into another ring
 """,
         trap_status=3,
     ),
+    Expectation("clock", "clock: by the PIT\nclock: 1000 readings, and time never went back\n"),
+    Expectation(
+        "clock",
+        "clock: by RDTSC, in no unit\nclock: 50 readings, and time never went back\n",
+        defines={"WAY": "4", "READINGS": "50"},
+    ),
+    Expectation("clock", "clock: there is no KVM to ask\n", defines={"WAY": "2"}, status=3),
     Expectation("timer", "".join(f"tick {n}\n" for n in range(1, 11)) + "done\n", pv=True),
     Expectation(
         "user",
