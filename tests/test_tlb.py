@@ -305,7 +305,7 @@ def test_a_page_that_is_invalidated_is_asked_for_again(exports: bool, monkeypatc
         asked.clear()
         engine.flush_page(DATA + 0x234)
 
-    made.machine.fill = counted  # type: ignore[method-assign]
+    made.machine.fill = counted
     made.machine.bus.write = flushing  # type: ignore[method-assign]
     made.run(4 * 8)
     made.machine.bus.write = write  # type: ignore[method-assign]

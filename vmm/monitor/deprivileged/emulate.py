@@ -35,6 +35,7 @@ _CR4_KNOWN = CR4.TSD | CR4.DE | CR4.PSE | CR4.PGE | CR4.OSFXSR | CR4.OSXMMEXCPT
 _CR4_TLB = CR4.PSE | CR4.PGE
 _CR4_REAL = CR4.TSD | CR4.OSFXSR | CR4.OSXMMEXCPT
 MONITOR_CR0 = CR0.PE | CR0.ET | CR0.NE  # what SMSW shows of the monitor
+_GENERAL = slice(at.REGS // 4, at.REGS // 4 + 16, 2)  # every second word: they are eight bytes apart
 _EIP, _EFLAGS, _HFLAGS = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4
 
 
@@ -53,8 +54,7 @@ class Machinery:
         """Linear address of the memory operand."""
         memory, state = instruction.memory, self.machine.state
         assert memory is not None
-        registers = [state.get(i) for i in range(8)]
-        return memory.offset(registers) + state.segment_base(memory.segment) & 0xFFFFFFFF
+        return memory.offset(state.words[_GENERAL]) + state.segment_base(memory.segment) & 0xFFFFFFFF
 
     def operand16(self, instruction: Instruction) -> int:
         """A 16-bit register or memory operand."""
@@ -384,9 +384,17 @@ ROWS: dict[str, Row] = {
 }
 
 
+_STAYING = frozenset(("0F01/7", "0F06", "0F22"))  # INVLPG, CLTS, MOV to CR3
+
+
 def row_for(instruction: Instruction) -> Row | None:
     """The row that emulates an instruction which raised #GP; None if it is the guest's own fault."""
     return ROWS.get(instruction.key)
+
+
+def stays(instruction: Instruction) -> bool:
+    """Whether emulating it, unless it faults, moves EIP by its size and nothing else of where the CPU executes."""
+    return instruction.key in _STAYING and (instruction.opcode != 0x0F22 or instruction.reg == 3)
 
 
 def emulate(m: Machinery, instruction: Instruction, row: Row) -> bool:

@@ -17,7 +17,10 @@ from vmm.monitor.memory.shadow import ShadowMemory
 from vmm.monitor.translator.bound import BoundPages
 from vmm.monitor.translator.cache import TranslationCache
 
-TURNS = 3  # a page of code that has been written to this often is one that changes
+# A page of code that has been written to this often is one that changes. A kernel patches its own text, with three
+# stores for each place, dozens of places in a page; each costs the translation of what ran there since the last. A
+# page that changes costs a comparison at every entry, and its units end at the first instruction that is not copied.
+TURNS = 64
 Sources = list[tuple[int, int]]  # (physical address, size)
 
 

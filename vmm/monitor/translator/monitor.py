@@ -12,7 +12,7 @@ state of the guest's: `settled` says so, and the machine steps until it is one.
 from __future__ import annotations
 
 from vmm.errors import GuestError
-from vmm.isa.decode import decode
+from vmm.isa.decode import Instruction, decode
 from vmm.isa.descriptors import RPL
 from vmm.isa.vectors import Vector
 from vmm.isa.words import DR6, IOPL_SHIFT, EFlags
@@ -25,8 +25,8 @@ from vmm.machine.delivery import Fault, Kind
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.machine.paging import PageFault
-from vmm.monitor.deprivileged.emulate import emulate
-from vmm.monitor.deprivileged.monitor import DeprivilegedMonitor
+from vmm.monitor.deprivileged.emulate import Row, emulate, stays
+from vmm.monitor.deprivileged.monitor import KNOWN_LIMIT, DeprivilegedMonitor
 from vmm.monitor.deprivileged.vcpu import KERNEL_RING
 from vmm.monitor.memory.shadow import ShadowMemory
 from vmm.monitor.memory.slot import LOOK, NOTICE, STORE
@@ -45,6 +45,8 @@ _EIP, _EFLAGS, _HFLAGS, _DR6 = at.EIP // 4, at.EFLAGS // 4, at.HFLAGS // 4, at.D
 _CS = (at.SEGMENTS + at.CS * at.SEGMENT_STRIDE) // 4
 _CS_BASE, _CS_FLAGS = _CS + at.BASE // 4, _CS + at.FLAGS // 4
 _SS_FLAGS = (at.SEGMENTS + at.SS * at.SEGMENT_STRIDE + at.FLAGS) // 4
+_GP = int(Vector.GP)  # a plain number is found sooner than a member
+_AFTER = EFlags.TF | EFlags.RF  # something happens after the instruction
 _IRET = 0xCF
 _WIDE = 1 << 22
 _TRAP = TRAP[0]
@@ -65,6 +67,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._guarded = False  # the virtual IF may not be raised without an exit
         self._returning: tuple[bool, int] | None = None  # virtual IF and IOPL before the CPU's own IRET
         self._shadow = (0, 0)  # EIP and time at which STI's shadow was last put up
+        self._in_place: dict[bytes, tuple[Instruction, Row, str]] = {}
         self._uncached = machine.linear.code
         fill_constants(self.cache.view)
         self._visible = Visible(self.state, self.vcpu, self.cache.view)
@@ -315,7 +318,49 @@ class TranslatingMonitor(DeprivilegedMonitor):
             self._leave()
             reason = super().exception(vector, error_code, software)
         else:
+            if vector == _GP and not software and (reason := self._emulate_in_place(*where)):
+                return reason
             reason = self._in_kernel(where, vector, error_code, software)
+        self._resume()
+        return reason
+
+    def _emulate_in_place(self, unit: Unit, index: int, offset: int) -> str | None:
+        """One of the frequent instructions that change nothing of where the CPU is: it stays in the cache.
+
+        None where that is not so, and nothing has been done. What it may change of what the cache holds is looked
+        at afterwards, and then the cache is left at the guest's next instruction.
+        """
+        w = self.state.words
+        if index in unit.special or unit.first or index >= unit.last or offset != unit.starts[index]:
+            return None
+        if w[_HFLAGS] & at.HF_INHIBIT_IRQ or w[_EFLAGS] & _AFTER:
+            return None
+        start, size = layout.CODE + offset, unit.sizes[index]
+        code = self.cache.view[start : start + size].tobytes()
+        known = self._in_place.get(code)
+        if known is None:
+            instruction = decode(code)
+            if instruction is None or not stays(instruction):
+                return None
+            if len(self._in_place) > KNOWN_LIMIT:
+                self._in_place.clear()
+            row = ROWS[instruction.key]
+            known = self._in_place[code] = instruction, row, f"emulated {instruction.mnemonic}"
+        instruction, row, reason = known
+        self._returning = None
+        try:
+            if not emulate(self._machinery, instruction, row):
+                return None
+        except (Fault, PageFault) as fault:
+            self.fault(fault)
+            self._resume()
+            return reason
+        if self.inside and not unit.dead and not self.code.stale:
+            self._visible.show()
+            return reason
+        self.vcpu.interrupts = self.cache.view[layout.FLAG] != 0
+        self.inside = False
+        self.state.eip = unit.eips[index] + size & 0xFFFFFFFF
         self._resume()
         return reason
 

@@ -8,6 +8,7 @@ it can be fetched.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ BATCH = 8  # instructions decoded at a time
 LONGEST = 48  # instructions in a unit
 LARGEST = 4096  # bytes that a unit may take, stubs included
 RETURNS = frozenset((0xCA, 0xCB, 0xCF))  # to a process these are the CPU's own
-REPEATS = frozenset((0xF2, 0xF3, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67))  # or what may precede it
+REPEATED = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf0]*[\xf2\xf3]")
 _STI = 0xFB
 
 
@@ -114,7 +115,7 @@ class _Translation:
                 code += raw
             else:
                 last = self.source.changing or at >= len(source) or len(starts) >= LONGEST
-                ended, after_sti = self._consider(raw, eip, last or source[at] in REPEATS)
+                ended, after_sti = self._consider(raw, eip, last or REPEATED.match(source, at) is not None)
                 if ended:
                     break
             eip = eip + size & 0xFFFFFFFF
