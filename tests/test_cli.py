@@ -63,7 +63,8 @@ def test_run_prints_and_ends_as_the_guest_says(vmm: Cli, expectation: Expectatio
     """Standard output is exactly the guest's console, and the exit status the guest's own."""
     (vmm.folder / "input").write_bytes(expectation.input)
     defines = [word for name, value in expectation.defines.items() for word in ("-D", f"{name}={value}")]
-    code = vmm("run", expectation.path, "--mode", mode, "--input", vmm.folder / "input", *defines)
+    more = ("--machine", expectation.model, *defines)
+    code = vmm("run", expectation.path, "--mode", mode, "--input", vmm.folder / "input", *more)
     _, wanted = expectation.wanted(mode)
     expectation.check(mode, vmm.out)
     assert code == (status.OF_KIND[expectation.kind] if wanted is None else wanted)

@@ -179,6 +179,7 @@ def guest_options(parser: Parser) -> None:
     add("--initrd", metavar="FILE", help="Linux's initial RAM disk; for another guest, its first module")
     add("--module", metavar="FILE[,TEXT]", action="append", default=[], dest="modules", help="a multiboot module")
     add("--input", metavar="FILE", help="what the guest can read from its serial port; - is standard input")
+    add("--machine", metavar="NAME", default="isapc", help="isapc (the default): a PC/AT; pc: with APIC, PCI, ACPI")
     add("--paravirt", metavar="NAME", help="offer the guest a paravirtual interface: kvm")
 
 

@@ -261,6 +261,35 @@ class Engine:
         self._uc.mem_map_ptr(address, size, U.UC_PROT_ALL, host)
         self._dropper.add(address, size, host)
 
+    def map_window(
+        self,
+        address: int,
+        size: int,
+        load: Callable[[int, int], int],
+        store: Callable[[int, int, int], None],
+    ) -> None:
+        """Have loads and stores of `size` bytes at physical `address` asked of `load` and `store`.
+
+        They get an offset into the window and a width of 1, 2 or 4 bytes, of which the offset is a multiple.
+        """
+
+        def on_load(_uc: int, offset: int, width: int, _data: int) -> int:
+            self.state.load()
+            return load(offset, width)
+
+        def on_store(_uc: int, offset: int, width: int, value: int, _data: int) -> None:
+            self.state.load()
+            store(offset, width, value)
+
+        callbacks = sig.ON_LOAD(self._guarded(on_load, 0)), sig.ON_STORE(self._guarded(on_store))
+        self._keep += callbacks
+        status = uclib.uc_mmio_map(
+            self._engine, _U64(address), _U64(size),
+            ctypes.cast(callbacks[0], _VOID_P), None, ctypes.cast(callbacks[1], _VOID_P), None,
+        )  # fmt: skip
+        if status:
+            raise EngineError(f"Unicorn refused a window of devices at {address:#x} (error {status})")
+
     def flush_tlb(self) -> None:
         """Forget every translation of addresses: the handler's `fill` is asked anew."""
         uclib.uc_ctl(self._engine, _FLUSH_TLB)
