@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vmm.cli import status
+from vmm.cli.collector import seldom
 from vmm.errors import AssemblyError, Interrupted, OutputError, UsageError, VmmError
 
 EPILOG = """\
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             options = _parser().parse_args(argv)
-            code: int = options.command(options)
+            with seldom():
+                code: int = options.command(options)
         finally:
             sys.stdout.flush()
     except VmmError as error:

@@ -211,7 +211,14 @@ class Engine:
             self._keep += [page, on_fill]
             fill_callback = _VOID_P(page.add(walker.fill_code(ctypes.cast(on_fill, _VOID_P).value or 0)))
         self._hook(U.UC_HOOK_TLB_FILL, fill_callback, self.walker.address)
-        self._hook(U.UC_HOOK_EDGE_GENERATED, sig.ON_TRANSLATED(guard(self._on_translated)))
+        on_translated = sig.ON_TRANSLATED(guard(self._on_translated))
+        translated_callback: object = on_translated
+        if self._native:
+            page = stub.CodePage()
+            self._keep += [page, on_translated]
+            code = stub.translated_code(ctypes.cast(on_translated, _VOID_P).value or 0)
+            translated_callback = _VOID_P(page.add(code))
+        self._hook(U.UC_HOOK_EDGE_GENERATED, translated_callback, self.meter.address)
         on_block = sig.ON_BLOCK(guard(self._on_block))
         self._keep.append(on_block)
         if self._native:
@@ -338,6 +345,15 @@ class Engine:
     def nested_may_be_nx() -> bool:
         """Whether nested page tables may have NX; without, the guest could end the process (see `mend`)."""
         return mend()
+
+    def show_foreign(self, address: int, marks: memoryview) -> None:
+        """At a linear address lies code of which the handler says what it counts for, and whether to look at it.
+
+        `marks` say the same, a byte for each of its bytes (`stub.BEGINS`, `stub.LOOK`), writable and there to stay.
+        """
+        self.foreign = range(address, address + len(marks))
+        host = ctypes.addressof(ctypes.c_char.from_buffer(marks))
+        self.meter.show_foreign(address, len(marks), host)
 
     def use_own_mmu(self, on: bool) -> None:
         """Whether the CPU walks page tables itself, the guest's and nested ones, or asks the handler's `fill`.
