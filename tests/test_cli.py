@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 from pathlib import Path
@@ -64,8 +63,7 @@ def test_run_prints_and_ends_as_the_guest_says(vmm: Cli, expectation: Expectatio
     """Standard output is exactly the guest's console, and the exit status the guest's own."""
     (vmm.folder / "input").write_bytes(expectation.input)
     defines = [word for name, value in expectation.defines.items() for word in ("-D", f"{name}={value}")]
-    more = ("--machine", expectation.model, *defines)
-    code = vmm("run", expectation.path, "--mode", mode, "--input", vmm.folder / "input", *more)
+    code = vmm("run", expectation.path, "--mode", mode, "--input", vmm.folder / "input", *defines)
     _, wanted = expectation.wanted(mode)
     expectation.check(mode, vmm.out)
     assert code == (status.OF_KIND[expectation.kind] if wanted is None else wanted)
@@ -113,14 +111,6 @@ def test_no_guest_outlives_its_budget(vmm: Cli, code: bytes, mode: str) -> None:
     assert vmm("run", vmm.guest(code), *words) in (status.BUDGET, status.TRIPLE_FAULT)
 
 
-def test_the_collector_is_left_as_it_was(vmm: Cli) -> None:
-    """The command line has cycles collected seldom while it runs a command, and afterwards as before."""
-    before = gc.get_threshold()
-    vmm("run", GUESTS / "hello.asm")
-    assert vmm("run", "no such guest") != status.OK
-    assert gc.get_threshold() == before
-
-
 def test_the_statuses_are_distinct_and_even() -> None:
     """A status of ours is never another's, nor one that a guest can give."""
     numbers = [number for number, _ in status.STATUSES if isinstance(number, int)]
@@ -159,6 +149,20 @@ def test_the_exit_table_counts_every_exit(vmm: Cli) -> None:
 def test_durations_are_for_people(nanoseconds: float, text: str) -> None:
     """A time is shown in the unit that leaves one to three digits before the point."""
     assert duration(nanoseconds) == text
+
+
+def test_who_speaks_on_the_screen_alone_is_quoted(vmm: Cli) -> None:
+    """Without --vga a line tells that there is a screen to be seen; what came by the serial port needs none."""
+    assert vmm("run", vmm.guest(VGA)) == 1
+    assert vmm.err.splitlines()[-1] == (
+        "vmm: it said nothing on its serial port; its screen, which --vga shows, ends with: Hi"
+    )
+    assert vmm("run", vmm.guest(VGA), "--vga") == 1
+    assert "--vga" not in vmm.err
+    assert vmm("run", vmm.guest(bytes.fromhex("b041 66baf803 ee") + VGA)) == 1
+    assert "--vga" not in vmm.err
+    assert vmm("run", vmm.guest(HALT)) == 0
+    assert "--vga" not in vmm.err
 
 
 def test_the_text_screen_is_shown_with_vga(vmm: Cli) -> None:

@@ -32,7 +32,6 @@ from vmm.vm import (
     MemoryVirtualization,
     Result,
     VirtualMachine,
-    check_model,
     check_paravirt,
     hardware,
 )
@@ -54,8 +53,6 @@ def run(options: argparse.Namespace) -> int:
     attach = _attach(options, mode)
     paravirt = None if options.paravirt is None else values.paravirt(options.paravirt, PARAVIRT)
     check_paravirt(paravirt, mode)
-    model = values.model(options.machine)
-    check_model(model, mode)
     memory = memory_of(options)
     limit = options.max_instructions and values.count("--max-instructions", options.max_instructions)
     timeout = options.timeout and values.seconds("--timeout", options.timeout)
@@ -100,7 +97,6 @@ def run(options: argparse.Namespace) -> int:
         attach=attach,
         disk=disk,
         paravirt=paravirt,
-        model=model,
         listeners=() if trace is None else (trace.listener(give_up),),
     )
     if translations is not None:
@@ -128,7 +124,9 @@ def run(options: argparse.Namespace) -> int:
     if session.unseen is not None and outcome.kind != "interrupted":
         code = UNSEEN
     if options.vga:
-        _show_screen(vm, screen)
+        from vmm.cli import vga
+
+        vga.show(vm, screen)
     if trace is not None:
         trace.close(result, code)
     if translations is not None:
@@ -152,6 +150,8 @@ def run(options: argparse.Namespace) -> int:
     if translations is not None and translations.failed is not None:
         raise OutputError(f"--dump-translations {options.dump_translations}: {translations.failed.strerror}")
     _tell(options.guest, result, code, screen, vm, attribution, session.unseen)
+    if not options.vga:
+        _tell_of_screen(vm)
     return code
 
 
@@ -178,23 +178,6 @@ def process_age() -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         return time.process_time()  # not Linux: what the processor has spent on us
-
-
-def _show_screen(vm: VirtualMachine, screen: Screen) -> None:
-    from vmm.cli.terminal import is_plain
-    from vmm.machine.devices import vga
-
-    start = vm.machine.devices.crtc.start()
-    text = vm.machine.memory.bytes[vga.MEMORY : vga.MEMORY + vga.MEMORY_SIZE]
-    cells = bytes(text[start:]) + bytes(text[:start])
-    lines = [line.rstrip() for line in vga.text(cells)] if is_plain(sys.stdout) else vga.ansi(cells)
-    blank = [not line.strip() for line in vga.text(cells)]
-    while lines and blank[len(lines) - 1]:
-        lines.pop()
-    if not screen.at_line_start:
-        screen.write(b"\n")
-    for line in lines:
-        screen.write(line.encode() + b"\n")
 
 
 def _tell(
@@ -233,6 +216,17 @@ def _tell(
     if result.counted:
         took = f"{result.instructions:,} instructions in {took}"
     say(f"{guest}, {result.mode}: {end}; status {code}; {took}")
+
+
+def _tell_of_screen(vm: VirtualMachine) -> None:
+    """Where the guest said nothing but on its screen, that it did: a kernel that cannot unpack itself, for one."""
+    if vm.console.total:
+        return
+    from vmm.cli.vga import last_lines
+
+    lines = last_lines(vm, 2)
+    if lines:
+        say(f"it said nothing on its serial port; its screen, which --vga shows, ends with: {' / '.join(lines)}")
 
 
 def _progress(vm: VirtualMachine, seconds: float) -> str:

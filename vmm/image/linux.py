@@ -77,6 +77,11 @@ def read(
     setup = _setup(name, file.read(4096), size)
     arguments = _arguments(name, command_line, setup)
     kernel = Segment(setup.load, b"", setup.room)
+    if memory < kernel.end <= ADDRESS_SPACE:
+        raise ImageError(
+            f"{name}: the kernel needs {kernel} to unpack itself, and there are {size_text(memory)} of memory: "
+            f"give at least {size_text(-(-kernel.end >> 20) << 20)} with -m"
+        )
     check(name, [kernel], kernel.address, memory)
     ramdisk_at = _place(name, ramdisk, kernel, setup, memory) if ramdisk else 0
     file.seek(setup.code_offset)

@@ -10,7 +10,6 @@ of a start.
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,8 +83,10 @@ def is_kernel(path: Path) -> bool:
     if is_source(path):
         return False
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for whoever writes to it
+            return False
         with path.open("rb") as file:
-            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and linux.is_kernel(file.read(1024))
+            return linux.is_kernel(file.read(1024))
     except (OSError, ValueError):
         return False
 
