@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmm.machine.pc import Model
+
 GUESTS = Path(__file__).resolve().parent.parent / "guests"
 CONSOLES = Path(__file__).resolve().parent / "consoles"
 
@@ -40,6 +42,7 @@ class Expectation:
     trap_status: int | None = None  # None: as `status`
     trap_varies: bool = False  # it goes wrong there in ways that depend on the clock or the monitor's tables
     pv: bool = False  # it has a paravirtual build, which prints the same
+    model: Model = "isapc"  # the machine that it is for
 
     @property
     def path(self) -> Path:
@@ -219,6 +222,7 @@ verdict: RIGHT
         input=b"no newline\x04",
     ),
     Expectation("disk", "disk: none; add --disk FILE,snapshot\n", status=3),  # with one: test_disk_guest
+    Expectation("apic", long_console("apic"), model="pc"),  # without one: test_pc_model
     Expectation("shutdown", "shutdown: by isa-debug-exit with 3\n", status=7),
     Expectation("shutdown", "shutdown: by isa-debug-exit with 0\n", status=1, defines={"VALUE": "0"}),
     Expectation(

@@ -22,6 +22,7 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.engine import Engine
 from vmm.machine.cpu.state import GENERAL, SEGMENT_NAMES
 from vmm.machine.machine import Machine, Outcome
+from vmm.machine.pc import Model
 from vmm.vm import MODES
 
 MEMORY = 2 << 20
@@ -226,6 +227,7 @@ def lab(
     clock: Clock | None = None,
     task: tuple[int, int] = (0x67, SystemType.TSS32_AVAILABLE),
     attach: Callable[[Machine], Control] | None = None,
+    model: Model = "isapc",
 ) -> Lab:
     """A machine in ring 0 at the first instruction of `source` (assembly text after `PRELUDE`, or raw bytes).
 
@@ -237,7 +239,7 @@ def lab(
         source = "        db " + ", ".join(str(byte) for byte in source)
     assembly = assemble(source)
     console = bytearray()
-    machine = Machine(size, engine=engine, clock=clock, console=console.extend)
+    machine = Machine(size, engine=engine, clock=clock, console=console.extend, model=model)
     boot(machine, assembly.entry)
     for address, data in (*tables(gdt, idt), (assembly.origin, assembly.data), *memory):
         machine.memory.load(address, data)

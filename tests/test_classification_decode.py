@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import iced_x86
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vmm.isa import forms
 from vmm.isa.decode import (
     CS,
     DS,
@@ -69,6 +72,31 @@ def test_decode_is_total_and_stable(code: bytes, address: int) -> None:
         assert decode(instruction.bytes + b"\xff" * 15, address) == instruction
         assert instruction.mnemonic == instruction.mnemonic.upper() != ""
         assert decode(instruction.bytes[:-1], address) != instruction
+
+
+HEAD = st.tuples(st.lists(st.sampled_from(PREFIXES), max_size=3).map(bytes), st.sampled_from([b"", b"\x0f"]),
+                 st.binary(min_size=1, max_size=14)).map(b"".join)  # fmt: skip
+
+
+@given(HEAD, st.binary(max_size=14), st.binary(max_size=14))
+@example(b"\x0f\xc2\xc1", b"\x00", b"\x01")
+@example(b"\x8b", b"\x44\x24\x04", b"\x44")
+@settings(max_examples=1000)
+def test_what_is_remembered_of_an_instruction_is_true_of_every_other(head: bytes, one: bytes, other: bytes) -> None:
+    """What the first bytes have taught the decoder does not change what it says of bytes that begin like them."""
+
+    def whole(code: bytes) -> tuple[object, ...] | None:
+        form = forms.form_at(code)
+        return astuple(form) if form is not None and form.size <= len(code) else None
+
+    remembered, forms._heads = forms._heads, {}
+    try:
+        alone = whole(head + other)
+        forms._heads = {}
+        whole(head + one)
+        assert whole(head + other) == alone
+    finally:
+        forms._heads = remembered
 
 
 @given(

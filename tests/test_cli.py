@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from pathlib import Path
@@ -63,7 +64,8 @@ def test_run_prints_and_ends_as_the_guest_says(vmm: Cli, expectation: Expectatio
     """Standard output is exactly the guest's console, and the exit status the guest's own."""
     (vmm.folder / "input").write_bytes(expectation.input)
     defines = [word for name, value in expectation.defines.items() for word in ("-D", f"{name}={value}")]
-    code = vmm("run", expectation.path, "--mode", mode, "--input", vmm.folder / "input", *defines)
+    more = ("--machine", expectation.model, *defines)
+    code = vmm("run", expectation.path, "--mode", mode, "--input", vmm.folder / "input", *more)
     _, wanted = expectation.wanted(mode)
     expectation.check(mode, vmm.out)
     assert code == (status.OF_KIND[expectation.kind] if wanted is None else wanted)
@@ -109,6 +111,14 @@ def test_no_guest_outlives_its_budget(vmm: Cli, code: bytes, mode: str) -> None:
     """A guest that spins with interrupts off, jumps to no memory or floods the console ends, in every mode."""
     words = ("--mode", mode, "--max-instructions", "20000")
     assert vmm("run", vmm.guest(code), *words) in (status.BUDGET, status.TRIPLE_FAULT)
+
+
+def test_the_collector_is_left_as_it_was(vmm: Cli) -> None:
+    """The command line has cycles collected seldom while it runs a command, and afterwards as before."""
+    before = gc.get_threshold()
+    vmm("run", GUESTS / "hello.asm")
+    assert vmm("run", "no such guest") != status.OK
+    assert gc.get_threshold() == before
 
 
 def test_the_statuses_are_distinct_and_even() -> None:

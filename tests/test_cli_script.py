@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import HALT, SPIN, Cli, vmm
+from tests.test_cli import HALT, SPIN, Cli
 from vmm.cli import status
 from vmm.vm import UNMODIFIED
-
-__all__ = ["vmm"]
 
 ECHO = "guests/echo.asm"
 # Polls the keyboard, interrupts off, and writes each byte that it gives to the debug console:
 # cli; in al, 64; test al, 1; jz; in al, 60; out e9, al; jmp.
 SCAN_CODES = bytes.fromhex("fa e464 a801 74fa e460 e6e9 ebf4")
+
+
+@pytest.fixture
+def vmm(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    return Cli(capfd, tmp_path)
 
 
 @pytest.fixture

@@ -29,7 +29,12 @@ def image_of(expectation: Expectation, mode: str) -> Image:
 
 def run(expectation: Expectation, mode: str, clock: ClockName = "instructions") -> Result:
     machine = VirtualMachine(
-        image_of(expectation, mode), mode, memory=MEMORY, clock=clock, console_input=expectation.input
+        image_of(expectation, mode),
+        mode,
+        memory=MEMORY,
+        clock=clock,
+        console_input=expectation.input,
+        model=expectation.model,
     )
     return machine.run(50_000_000, timeout=30)
 
@@ -83,7 +88,7 @@ def test_a_correct_monitor_cannot_be_told_from_the_bare_machine(expectation: Exp
 
 
 # Guests that execute no critical instruction whose result matters: trap-and-emulate is right for them.
-FAITHFUL = {"hello", "timer", "faults", "echo", "shutdown", "paging", "threads", "smc", "disk", "clock"}
+FAITHFUL = {"hello", "timer", "faults", "echo", "shutdown", "paging", "threads", "smc", "disk", "clock", "apic"}
 
 
 @pytest.mark.parametrize("expectation", [e for e in EXPECTATIONS if e.guest in FAITHFUL], ids=str)

@@ -241,7 +241,7 @@ def test_letting_one_instruction_through_lets_no_other_through(asked: str) -> No
 
 # Whole guests
 
-SHORT = {"processes", "user", "faults", "paging", "smc", "threads", "pushf", "redpill"}
+SHORT = {"processes", "user", "faults", "paging", "smc", "threads", "pushf", "redpill", "apic"}
 
 
 @pytest.mark.parametrize("how", ("all", "shadow", "all, shadow"))
@@ -251,7 +251,9 @@ def test_whole_guests_do_not_notice(expectation: Expectation, how: str) -> None:
     image = load_image(expectation.path, memory=16 << 20, defines=expectation.defines)
     attach = hardware("all" if "all" in how else "", "shadow" if "shadow" in how else "nested")
     results = [
-        VirtualMachine(image, mode, attach=way, console_input=expectation.input).run(50_000_000)
+        VirtualMachine(
+            image, mode, attach=way, console_input=expectation.input, model=expectation.model
+        ).run(50_000_000)
         for mode, way in (("native", None), ("hvm", attach))
     ]
     for name in ("outcome", "instructions", "console", "memory_sha256", "registers"):

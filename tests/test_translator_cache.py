@@ -17,8 +17,11 @@ from tests.machines import (
     gate,
     lab,
 )
+from vmm.machine import sites
+from vmm.machine.cpu.stub import BEGINS, LOOK
 from vmm.monitor.translator import layout
 from vmm.monitor.translator.monitor import TranslatingMonitor
+from vmm.monitor.translator.units import Unit
 
 TOP = 0xFFC00000  # where the slot is as long as the guest has nothing there
 TURNS = 12  # retranslations after which a page of mixed use has to have settled
@@ -36,6 +39,47 @@ def both(source: str, budget: int, **options: object) -> Lab:
     assert kinds[0] == kinds[1]
     assert other.everything() == native.everything()
     return other
+
+
+SITES = """
+        mov ecx, 3
+again:  dec ecx
+        pushfd
+        popfd
+        mov eax, cr0
+        mov dr0, eax
+        push ecx
+        mov ecx, 0x174
+        rdmsr
+        pop ecx
+        loopne again
+        call there
+        hlt
+there:  ret
+"""
+
+
+def test_the_marks_of_a_unit_say_what_the_monitor_does() -> None:
+    """The machine code that counts and searches new blocks by marks comes to what Python would: at every byte of
+    the cache the guest's instructions that begin there, and every instruction that the machine executes itself."""
+    made = lab(SITES, "bt")
+    control = translator(made)
+    begun: list[int] = []
+    found: set[int] = set()
+
+    def look(unit: Unit) -> None:
+        for offset in range(unit.origin, unit.origin + unit.size):
+            address = control.slot + layout.CODE + offset
+            assert bool(control.cache.marks[offset] & BEGINS) == control.started(address, 1)
+            begun.append(offset)
+        code = control.cache.view[layout.CODE + unit.origin : layout.CODE + unit.origin + unit.size].tobytes()
+        wanted = set(sites.find(code, unit.origin))
+        assert {at for at in begun if control.cache.marks[at] & LOOK} >= wanted
+        found.update(wanted)
+
+    control.observers.append(look)
+    made.run(1000)
+    assert len(begun) > 50 and len(found) >= 3
 
 
 # Code that changes, in many ways. Each ends in a loop at `over`, and counts in DATA.

@@ -23,6 +23,7 @@ from vmm.blame import Divergence, blame
 from vmm.errors import Interrupted
 from vmm.image.image import Image
 from vmm.lockstep import Pair, Side, same
+from vmm.machine.pc import Model
 from vmm.measures import Changed, CodeMeter, MemoryMeter, changed_lines, image_bytes
 from vmm.vm import MODES, Paravirt, Result, VirtualMachine
 
@@ -122,7 +123,7 @@ class Comparer:
     """Compares modes on one guest. Another thread may `stop` it: what runs then raises `Interrupted`.
 
     `image` is the build that the bare machine runs, `pv` the paravirtual one; one of them may be missing. `paravirt`
-    is offered to all of them.
+    is offered to all of them, on a machine that is a `model`.
     """
 
     def __init__(
@@ -134,11 +135,12 @@ class Comparer:
         console_input: bytes = b"",
         max_instructions: int = DEFAULT_LIMIT,
         paravirt: Paravirt | None = None,
+        model: Model = "isapc",
     ) -> None:
         assert image is not None or pv is not None
         self._images = {"same": image, "pv": pv}
         self._memory, self._input = memory, console_input
-        self._limit, self._paravirt = max_instructions, paravirt
+        self._limit, self._paravirt, self._model = max_instructions, paravirt, model
         self._current: tuple[VirtualMachine, ...] = ()
         self._stopped = False
 
@@ -186,7 +188,12 @@ class Comparer:
             assert image is not None, f"{mode} cannot run this guest"
             machines.append(
                 VirtualMachine(
-                    image, mode, memory=self._memory, console_input=self._input, paravirt=self._paravirt
+                    image,
+                    mode,
+                    memory=self._memory,
+                    console_input=self._input,
+                    paravirt=self._paravirt,
+                    model=self._model,
                 )
             )
         self._current = tuple(machines)

@@ -24,6 +24,7 @@ from vmm.machine.control import Control
 from vmm.machine.devices.disk import Disk
 from vmm.machine.devices.scancodes import chord
 from vmm.machine.machine import Machine, Outcome
+from vmm.machine.pc import Model
 
 if TYPE_CHECKING:
     from vmm.machine.kvm.interface import Kvm
@@ -192,6 +193,15 @@ def check_paravirt(name: Paravirt | None, mode: str) -> None:
         )
 
 
+
+def check_model(model: Model, mode: str) -> None:
+    """Raise `UsageError` where a guest of this mode would never see such a machine."""
+    if model != "isapc" and MODES[mode].build is not None:
+        raise UsageError(
+            f"--machine {model}: a guest of {mode} has no machine, but Xen's interface: use native, hvm, bt or trap"
+        )
+
+
 UNMODIFIED = tuple(name for name, mode in MODES.items() if mode.image == "same")
 """The modes that run the same build of a guest as the bare machine."""
 
@@ -268,8 +278,8 @@ class Result:
 class VirtualMachine:
     """A guest in a mode, ready to run. `show` gets its console output as it comes.
 
-    `paravirt` names an interface that the guest is offered on top of its machine. Raises `UsageError` if that
-    cannot be in this mode.
+    `paravirt` names an interface that the guest is offered on top of its machine, `model` how much of a PC that
+    is. Raises `UsageError` if that cannot be in this mode.
     """
 
     def __init__(
@@ -285,8 +295,10 @@ class VirtualMachine:
         attach: Callable[[Machine], Control] | None = None,
         disk: Disk | None = None,
         paravirt: Paravirt | None = None,
+        model: Model = "isapc",
     ) -> None:
         check_paravirt(paravirt, mode)
+        check_model(model, mode)
         self.image, self.mode = image, MODES[mode]
         self.console = Console(show)
         self.machine = Machine(
@@ -294,6 +306,7 @@ class VirtualMachine:
             clock=InstructionClock() if clock == "instructions" else HostClock(),
             console=self.console.write,
             disk=disk,
+            model=model,
         )
         if paravirt is not None:
             PARAVIRT[paravirt](self.machine)

@@ -22,7 +22,7 @@ from vmm.cli.table import Cell, lines_of, listed, notes_of
 from vmm.cli.terminal import page, printable
 from vmm.comparison import DEFAULT_LIMIT, REFERENCE, Comparer, Comparison, ModeRun
 from vmm.errors import UsageError
-from vmm.vm import MODES, PARAVIRT, check_paravirt
+from vmm.vm import MODES, PARAVIRT, check_model, check_paravirt
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -35,9 +35,11 @@ def compare(options: argparse.Namespace) -> int:
     """The command; returns the exit status."""
     modes = list(MODES) if options.modes is None else values.modes(options.modes, MODES)
     paravirt = None if options.paravirt is None else values.paravirt(options.paravirt, PARAVIRT)
+    model = values.model(options.machine)
     if options.modes is not None:
         for mode in modes:
             check_paravirt(paravirt, mode)
+            check_model(model, mode)
     memory = memory_of(options)
     limit = DEFAULT_LIMIT
     if options.max_instructions is not None:
@@ -53,6 +55,9 @@ def compare(options: argparse.Namespace) -> int:
     if paravirt is not None:
         why = f"it has no machine that --paravirt {paravirt} could be added to"
         absent |= {mode: why for mode in modes if MODES[mode].build is not None}
+    if model != "isapc":
+        why = f"it has no machine that could be --machine {model}"
+        absent |= {mode: why for mode in modes if MODES[mode].build is not None}
     html = None if options.html is None else open_output("--html", options.html, keep=True)
     comparer = Comparer(
         builds.same,
@@ -61,6 +66,7 @@ def compare(options: argparse.Namespace) -> int:
         console_input=console_input,
         max_instructions=limit,
         paravirt=paravirt,
+        model=model,
     )
     with Interrupts(lambda _reason: comparer.stop()):
         comparison = comparer.compare(mode for mode in modes if mode not in absent)
@@ -98,6 +104,7 @@ def _command(options: argparse.Namespace) -> str:
         ("--entry", options.entry, None),
         ("--append", options.append, ""),
         ("--input", options.input, None),
+        ("--machine", options.machine, "isapc"),
         ("--paravirt", options.paravirt, None),
         ("--max-instructions", options.max_instructions, None),
         ("--html", options.html, None),

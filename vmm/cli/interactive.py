@@ -51,7 +51,7 @@ def attend(stack: ExitStack, session: Session, vm: VirtualMachine, screen: Scree
     keyboard = Keyboard(0, attendant.keys, attendant.command, attendant.gone)
     # In this order: what starts threads comes after what has them leave signals alone.
     stack.enter_context(Interrupts(session.stop, keyboard.restore, keyboard))
-    whose = "the guest's" if vm.machine.clock.exact else "the guest's, time the host's"
-    say(f"the terminal is {whose}: Ctrl-A x leaves, Ctrl-A h helps")
     stack.enter_context(attendant)
     stack.enter_context(keyboard)
+    whose = "the guest's" if vm.machine.clock.exact else "the guest's, time the host's"
+    say(f"the terminal is {whose}: Ctrl-A x leaves, Ctrl-A h helps")

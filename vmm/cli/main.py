@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vmm.cli import status
+from vmm.cli.collector import seldom
 from vmm.errors import AssemblyError, Interrupted, OutputError, UsageError, VmmError
 
 EPILOG = """\
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             options = _parser().parse_args(argv)
-            code: int = options.command(options)
+            with seldom():
+                code: int = options.command(options)
         finally:
             sys.stdout.flush()
     except VmmError as error:
@@ -179,6 +181,7 @@ def guest_options(parser: Parser) -> None:
     add("--initrd", metavar="FILE", help="Linux's initial RAM disk; for another guest, its first module")
     add("--module", metavar="FILE[,TEXT]", action="append", default=[], dest="modules", help="a multiboot module")
     add("--input", metavar="FILE", help="what the guest can read from its serial port; - is standard input")
+    add("--machine", metavar="NAME", default="isapc", help="isapc (the default): a PC/AT; pc: with APIC, PCI, ACPI")
     add("--paravirt", metavar="NAME", help="offer the guest a paravirtual interface: kvm")
 
 

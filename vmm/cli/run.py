@@ -32,6 +32,7 @@ from vmm.vm import (
     MemoryVirtualization,
     Result,
     VirtualMachine,
+    check_model,
     check_paravirt,
     hardware,
 )
@@ -53,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
     attach = _attach(options, mode)
     paravirt = None if options.paravirt is None else values.paravirt(options.paravirt, PARAVIRT)
     check_paravirt(paravirt, mode)
+    model = values.model(options.machine)
+    check_model(model, mode)
     memory = memory_of(options)
     limit = options.max_instructions and values.count("--max-instructions", options.max_instructions)
     timeout = options.timeout and values.seconds("--timeout", options.timeout)
@@ -97,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
         attach=attach,
         disk=disk,
         paravirt=paravirt,
+        model=model,
         listeners=() if trace is None else (trace.listener(give_up),),
     )
     if translations is not None:

@@ -16,6 +16,7 @@ from vmm.expect import TEXT_LIMIT, Expect, Press, Step, parse_script
 if TYPE_CHECKING:
     from vmm.image.load import ModuleFile
     from vmm.machine.devices.disk import Access
+    from vmm.machine.pc import Model
     from vmm.vm import Paravirt
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -176,6 +177,16 @@ def mode(name: str, known: Iterable[str]) -> str:
     if name not in known:
         raise UsageError(f"mode {name!r} does not exist: choose {' or '.join(known)}")
     return name
+
+
+def model(text: str) -> Model:
+    """The name of a machine."""
+    from vmm.machine.pc import MODELS
+
+    for known in MODELS:
+        if text == known:
+            return known
+    raise UsageError(f"--machine {text}: no such machine: choose {' or '.join(MODELS)}")
 
 
 def paravirt(text: str, known: Iterable[Paravirt]) -> Paravirt:

@@ -19,6 +19,7 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import GENERAL
 from vmm.machine.devices import firmware
 from vmm.machine.machine import Machine
+from vmm.machine.platform import leave_as_firmware_does
 
 BOOT_GDT = 0x500
 CODE_SELECTOR, DATA_SELECTOR = 0x08, 0x10
@@ -39,6 +40,7 @@ def boot(
     code, data = selectors
     for port, byte in firmware.WRITES:
         machine.bus.write(port, 1, byte)
+    leave_as_firmware_does(machine)
     table = bytes(code) + bytes(FLAT_CODE).ljust(data - code, b"\0") + bytes(FLAT_DATA)
     machine.memory.load(BOOT_GDT, table)
     s = machine.state

@@ -8,7 +8,6 @@ Source: SDM volume 1, 3.6 (table 3-4).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 from vmm.isa.decode import MAX_LENGTH, Instruction, count_instructions, decode
@@ -39,7 +38,7 @@ def _decode16(code: bytes, address: int) -> Instruction | None:
     if instruction is None:
         return None
     size = instruction.size - len(turned) + body
-    return replace(instruction, bytes=code[:size]) if size <= MAX_LENGTH else None
+    return instruction._replace(bytes=code[:size]) if size <= MAX_LENGTH else None
 
 
 @lru_cache(maxsize=1 << 12)

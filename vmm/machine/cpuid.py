@@ -1,7 +1,8 @@
 """What CPUID answers: the same processor in every mode, and no feature that the machine does not have.
 
 Source: SDM volume 2A, CPUID. Leaf 1's features: what a 32-bit guest may use here. Left out, because the
-machine does not do it: VME, DE's breakpoints, PAE, MCE, APIC, MTRR, PAT, PSE-36; and everything 64-bit.
+machine does not do it: VME, DE's breakpoints, PAE, MCE, MTRR, PAT, PSE-36; and everything 64-bit. A machine that has
+one adds the APIC.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ VENDOR = b"GenuineIntel"
 SIGNATURE = 0x0683  # family 6, model 8, stepping 3
 BRAND = b"vmm emulated x86 processor"
 
-FPU, DE, PSE, TSC, MSR, CX8, SEP = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 11
+FPU, DE, PSE, TSC, MSR, CX8, APIC, SEP = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 9, 1 << 11
 PGE, CMOV, MMX, FXSR, SSE, SSE2 = 1 << 13, 1 << 15, 1 << 23, 1 << 24, 1 << 25, 1 << 26
 FEATURES = FPU | PSE | TSC | MSR | CX8 | SEP | PGE | CMOV | MMX | FXSR | SSE | SSE2
 
@@ -43,6 +44,11 @@ class Cpuid:
         """Set these bits, too; a leaf that there is not has no others."""
         a, b, c, d = self._leaves.get(leaf, (0, 0, 0, 0))
         self._leaves[leaf] = a | eax, b | ebx, c | ecx, d | edx
+
+    def remove(self, leaf: int, edx: int) -> None:
+        """Clear these bits."""
+        a, b, c, d = self._leaves[leaf]
+        self._leaves[leaf] = a, b, c, d & ~edx
 
 
 def cpuid(leaf: int, subleaf: int) -> Registers:

@@ -36,7 +36,8 @@ from vmm.machine.devices.disk import Disk
 from vmm.machine.devices.system import exit_status
 from vmm.machine.memory import ONES, Memory
 from vmm.machine.msrs import TSC, Msrs
-from vmm.machine.pc import Devices
+from vmm.machine.pc import Devices, Model
+from vmm.machine.platform import fit
 from vmm.machine.ports import PortExits
 from vmm.machine.processor import Linear
 from vmm.machine.retirement import Retirement
@@ -60,7 +61,8 @@ class Machine:
 
     Several may share one `engine`, for guests that take turns (see `monitor.hardware`): the first with its RAM at
     physical address 0 of the engine, each other one at a `base` of its own, a multiple of 2 MiB. `disk` is
-    the one on its primary IDE channel; without `keyboard` there is no keyboard controller.
+    the one on its primary IDE channel; without `keyboard` there is no keyboard controller. `model` says how much of
+    a PC it is; one with devices in memory shares no engine.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Machine:
         base: int = 0,
         disk: Disk | None = None,
         keyboard: bool = True,
+        model: Model = "isapc",
     ) -> None:
         self.memory = Memory(memory_size)
         self.engine = engine or Engine()
@@ -112,7 +115,14 @@ class Machine:
             exit_run=lambda value: self.end(Outcome("exit", exit_status(value), "isa-debug-exit")),
             disk=disk,
             keyboard=keyboard,
+            model=model,
+            devices=self.memory.devices,
+            power_off=lambda: self.end(Outcome("halt", 0, "the guest switched the machine off")),
+            flush_tlb=self.engine.flush_tlb,
         )
+        self.model = model
+        assert engine is None or self.devices.chipset is None, "an engine has one window of devices"
+        fit(self)
         self.ports = PortExits(self)
         self.on_in, self.on_out = self.ports.on_in, self.ports.on_out
         self.engine.attach(self)
@@ -251,6 +261,9 @@ class Machine:
                 shadowed_eip = self._borrow_shadow() if state.step else -1
                 state.step = False
                 stop = self.engine.run()
+                if self.memory.devices.open and (stop is not Stop.METER or self.control.settled()):
+                    self.memory.devices.open = False
+                    self.engine.flush_tlb()
                 if stop is Stop.METER and self.state.eip == shadowed_eip:
                     self.state.inhibited = True  # the engine casts no shadow from within one
                 started = time.perf_counter_ns()
@@ -299,7 +312,7 @@ class Machine:
             deadline = self.devices.deadline()
             if state.fault is not None:
                 fault, state.fault = state.fault, None
-                state.step = False
+                state.step = self.memory.devices.asked = False
                 self.control.fault(fault)
                 continue
             if deadline is not None and deadline <= self.now():
@@ -311,9 +324,20 @@ class Machine:
             if not self.control.prepare():
                 continue
             self._count_if_awake()
-            self._grant(limit - self.retired(), deadline)
+            instructions = limit - self.retired()
+            if self.memory.devices.asked:
+                instructions = self._open_devices()
+            self._grant(instructions, deadline)
             return
         self.end(Outcome("budget", 0, f"the budget of {limit} instructions is spent"))
+
+    def _open_devices(self) -> int:
+        """The next instruction is one that reaches a device's page: it may, by itself. How many to grant: one."""
+        if self.run_state.free:
+            self.count_from_here()
+        self.memory.devices.asked = False
+        self.memory.devices.open = self.run_state.step = True
+        return 1
 
     def _grant(self, instructions: int, deadline: int | None) -> None:
         """Let the CPU execute so many instructions, or fewer if a device has something to do before."""
@@ -354,8 +378,8 @@ class Machine:
     def take_interrupt(self) -> None:
         """The INTA cycle, and delivery."""
         started = time.perf_counter_ns()
-        self.run_state.step = False
-        vector = self.devices.pics.acknowledge()
+        self.run_state.step = self.memory.devices.asked = False
+        vector = self.devices.acknowledge()
         self.emit("interrupt", f"vector {vector:#x}", vector=vector)
         self.control.interrupt(vector)
         self.exits.add("external interrupt", time.perf_counter_ns() - started)

@@ -1,13 +1,16 @@
 """The devices of a PC/AT, wired together: who drives which interrupt line, and which ports they answer.
 
-The wiring is all there is here; what a device does is in `devices/`.
+The wiring is all there is here; what a device does is in `devices/`. A model says how much of a PC there is: `isapc`
+is this and no more, `pc` has a `chipset` beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from vmm.machine.bus import PortBus
+from vmm.machine.chipset import POWER, SCI_IRQ, Chipset
 from vmm.machine.devices.disk import Disk
 from vmm.machine.devices.i8042 import I8042
 from vmm.machine.devices.ide import Ide
@@ -16,21 +19,31 @@ from vmm.machine.devices.keyboard import Keyboard
 from vmm.machine.devices.pic import PicPair
 from vmm.machine.devices.pit import Pit, SpeakerPort
 from vmm.machine.devices.rtc import Rtc
-from vmm.machine.devices.signals import Timed
+from vmm.machine.devices.signals import Line, Timed
 from vmm.machine.devices.system import A20Gate, DebugConsole, DebugExit, Port92
 from vmm.machine.devices.uart import Uart
 from vmm.machine.devices.vga import Crtc
+from vmm.machine.mmio import DeviceMemory
 
 TIMER_IRQ, KEYBOARD_IRQ, COM1_IRQ, RTC_IRQ, MOUSE_IRQ, DISK_IRQ = 0, 1, 4, 8, 12, 14
 COM1 = 0x3F8
 DISK, DISK_CONTROL = 0x1F0, 0x3F6
 
+Model = Literal["isapc", "pc"]
+MODELS: dict[Model, str] = {
+    "isapc": "a PC/AT: no PCI, ACPI or APIC",
+    "pc": "with APICs, PCI and ACPI",
+}
+
 # Ports whose access may change when a timed device next interrupts.
-TIMED_PORTS = frozenset((0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71))
+TIMED_PORTS = frozenset((0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71, *POWER))
 
 
 class Devices:
     """All devices of the machine. `now` is guest time in ns; the other arguments are lines and callbacks.
+
+    `devices` is where the model `pc` has its registers in memory; `power_off` ends the run, and `flush_tlb` is called
+    when such a register has moved.
 
     Without a `disk` there is no IDE channel either, and without a `keyboard` no controller: their ports are empty.
     """
@@ -48,12 +61,29 @@ class Devices:
         exit_run: Callable[[int], None],
         disk: Disk | None = None,
         keyboard: bool = True,
+        model: Model = "isapc",
+        devices: DeviceMemory | None = None,
+        power_off: Callable[[], None] = lambda: None,
+        flush_tlb: Callable[[], None] = lambda: None,
     ) -> None:
-        self.pics = PicPair(interrupt)
-        self.pit = Pit(self.pics.line(TIMER_IRQ), now)
+        self.chipset: Chipset | None = None
+        if model == "pc":
+            self.chipset = Chipset(
+                bus,
+                DeviceMemory() if devices is None else devices,
+                now=now,
+                interrupt=interrupt,
+                acknowledge_extint=lambda: self.pics.acknowledge(),
+                flush_tlb=flush_tlb,
+                reset=reset,
+                with_ide=disk is not None,
+            )
+        self.pics = PicPair(interrupt if self.chipset is None else self.chipset.extint)
+        self.acknowledge = self.pics.acknowledge if self.chipset is None else self.chipset.apic.acknowledge
+        self.pit = Pit(self._line(TIMER_IRQ), now)
         self.speaker = SpeakerPort(self.pit, now)
-        self.uart = Uart(self.pics.line(COM1_IRQ), console)
-        self.rtc = Rtc(self.pics.line(RTC_IRQ), now, memory_size)
+        self.uart = Uart(self._line(COM1_IRQ), console)
+        self.rtc = Rtc(self._line(RTC_IRQ), now, memory_size)
         self.a20 = A20Gate(a20)
         self.port92 = Port92(self.a20, reset)
         self.debug_console = DebugConsole(console)
@@ -73,18 +103,26 @@ class Devices:
         bus.attach(0x3DA, 1, self.crtc.status, "VGA status")
         self.keyboard: I8042 | None = None
         if keyboard:
-            lines = self.pics.line(KEYBOARD_IRQ), self.pics.line(MOUSE_IRQ)
+            lines = self._line(KEYBOARD_IRQ), self._line(MOUSE_IRQ)
             self.keyboard = I8042(*lines, Keyboard(), self.a20, reset)
             bus.attach(0x60, 1, self.keyboard.data, "keyboard data")
             bus.attach(0x64, 1, self.keyboard, "keyboard")
         self.ide: Ide | None = None
         if disk is not None:
-            self.ide = Ide(self.pics.line(DISK_IRQ), disk)
+            self.ide = Ide(self._line(DISK_IRQ), disk)
             self.rtc.describe_disk(default_geometry(disk.sectors))
             bus.attach_data(DISK, self.ide.data, "disk data")
             bus.attach(DISK + 1, 7, self.ide, "disk")
             bus.attach(DISK_CONTROL, 1, self.ide.control, "disk control")
         self._timed: tuple[Timed, ...] = (self.pit, self.rtc)
+        if self.chipset is not None:
+            self.chipset.add_power(bus, self._line(SCI_IRQ), now, power_off)
+            self._timed = (*self._timed, self.chipset.apic, self.chipset.power)
+
+    def _line(self, irq: int) -> Line:
+        """An interrupt line of the PC/AT's, to hand to the device that drives it."""
+        old = self.pics.line(irq)
+        return old if self.chipset is None else self.chipset.line(irq, old)
 
     def add(self, device: Timed) -> None:
         """Something more that happens by the clock: a monitor's own timers, say."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from vmm.isa.decode import Instruction
+from vmm.isa.forms import Form, form_at
 from vmm.machine.code import decode_in
 from vmm.machine.returns import IRET
 
@@ -20,6 +21,7 @@ KEYS = frozenset(("6C", "6D", "6E", "6F", "E0", "E1", "F1", "0F21", "0F22", "0F2
 STRING_PORT = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
 # RDTSCP, RDRAND, RDSEED: CPUID does not offer them, and what they read is the host's and never twice the same.
 REFUSED = frozenset(("0F01F9", "0FC7/6", "0FC7/7"))
+SITES = KEYS | REFUSED  # what can be one in code without invalid instructions, while blocks are counted
 LOOPS = frozenset((0xE0, 0xE1))  # where one stands, the block ends
 PATTERNS = re.compile(
     rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x00\x21-\x23\x30\x32]|\x0f(?:\x01\xf9|\xc7[\xf0-\xff])|[\xe0\xe1].\Z",
@@ -36,7 +38,7 @@ _WIDER = re.compile(PATTERNS.pattern + rb"|[\x9d\xcf\xfb]", re.DOTALL)
 _IN_PROCESS = re.compile(PATTERNS.pattern + rb"|\xcf", re.DOTALL)  # see `returns`
 
 
-def is_site(instruction: Instruction | None, code: bytes, wider: bool = False) -> bool:
+def is_site(instruction: Instruction | Form | None, code: bytes, wider: bool = False) -> bool:
     """Whether the instruction that `code` starts with is one; `None` if it is not a valid instruction.
 
     `wider` includes `INTERRUPT_FLAG`.
@@ -70,7 +72,13 @@ def find(
         return ()
     found, at = [], 0
     while at < size:
-        instruction = decode_in(wide_code, code[at : at + 15], 0)
+        instruction: Instruction | Form | None
+        if wide_code:
+            instruction = form_at(code, at)
+            if instruction is not None and at + instruction.size > len(code):
+                instruction = None
+        else:
+            instruction = decode_in(False, code[at : at + 15], 0)
         is_iret = process and instruction is not None and instruction.opcode == IRET
         if is_iret or is_site(instruction, code[at:], wider):
             found.append(address + at & 0xFFFFFFFF)

@@ -94,7 +94,8 @@ def _after_refusal(m: Machine) -> str:
     if m.run_state.borrowed:
         m.state.inhibited = False
     m.emit("page fault", f"{address:#x}", address=address)
-    return m.control.page_fault(address, access) or "exception #PF"
+    reason = m.control.page_fault(address, access) or "exception #PF"
+    return "access to a device" if m.memory.devices.asked else reason
 
 
 def _after_collapse(m: Machine) -> str:

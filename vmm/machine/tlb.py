@@ -43,13 +43,15 @@ class FrameTable:
 
     def permissions(
         self, frame: int, access: int, writable: bool, near: Callable[[], tuple[int, int]]
-    ) -> tuple[int, int]:
+    ) -> tuple[int, int] | None:
         """(the engine's physical page, PROT_* bits) for an access that the guest's own tables allow.
 
         `writable` says whether the guest may also store there without another walk; `near` gives the
-        physical pages that the code being executed may lie on.
+        physical pages that the code being executed may lie on. None for a device that is shut (`mmio`).
         """
         if not self._memory.is_ram(frame):
+            if frame in self._memory.devices:
+                return self.device(frame, access, writable)
             return (SINK, PROT_WRITE) if access == WRITE else (ONES, PROT_READ | PROT_EXEC)
         number = frame >> 12
         kind = self.kinds[number]
@@ -90,6 +92,13 @@ class FrameTable:
         self._engine.drop_code(frame, frame + PAGE)
         self._engine.flush_tlb()
         return frame, _DATA
+
+    def device(self, frame: int, access: int, writable: bool) -> tuple[int, int] | None:
+        """The same for a page at which a device answers: the engine's own page for it, while it is open."""
+        if access == FETCH:
+            return ONES, PROT_EXEC
+        page = self._memory.devices.page(frame)
+        return None if page is None else (page, _DATA if writable or access == WRITE else PROT_READ)
 
     def _touch(self, frame: int) -> None:
         self.touched.add(frame)

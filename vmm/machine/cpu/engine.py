@@ -211,7 +211,14 @@ class Engine:
             self._keep += [page, on_fill]
             fill_callback = _VOID_P(page.add(walker.fill_code(ctypes.cast(on_fill, _VOID_P).value or 0)))
         self._hook(U.UC_HOOK_TLB_FILL, fill_callback, self.walker.address)
-        self._hook(U.UC_HOOK_EDGE_GENERATED, sig.ON_TRANSLATED(guard(self._on_translated)))
+        on_translated = sig.ON_TRANSLATED(guard(self._on_translated))
+        translated_callback: object = on_translated
+        if self._native:
+            page = stub.CodePage()
+            self._keep += [page, on_translated]
+            code = stub.translated_code(ctypes.cast(on_translated, _VOID_P).value or 0)
+            translated_callback = _VOID_P(page.add(code))
+        self._hook(U.UC_HOOK_EDGE_GENERATED, translated_callback, self.meter.address)
         on_block = sig.ON_BLOCK(guard(self._on_block))
         self._keep.append(on_block)
         if self._native:
@@ -261,6 +268,35 @@ class Engine:
         self._uc.mem_map_ptr(address, size, U.UC_PROT_ALL, host)
         self._dropper.add(address, size, host)
 
+    def map_window(
+        self,
+        address: int,
+        size: int,
+        load: Callable[[int, int], int],
+        store: Callable[[int, int, int], None],
+    ) -> None:
+        """Have loads and stores of `size` bytes at physical `address` asked of `load` and `store`.
+
+        They get an offset into the window and a width of 1, 2 or 4 bytes, of which the offset is a multiple.
+        """
+
+        def on_load(_uc: int, offset: int, width: int, _data: int) -> int:
+            self.state.load()
+            return load(offset, width)
+
+        def on_store(_uc: int, offset: int, width: int, value: int, _data: int) -> None:
+            self.state.load()
+            store(offset, width, value)
+
+        callbacks = sig.ON_LOAD(self._guarded(on_load, 0)), sig.ON_STORE(self._guarded(on_store))
+        self._keep += callbacks
+        status = uclib.uc_mmio_map(
+            self._engine, _U64(address), _U64(size),
+            ctypes.cast(callbacks[0], _VOID_P), None, ctypes.cast(callbacks[1], _VOID_P), None,
+        )  # fmt: skip
+        if status:
+            raise EngineError(f"Unicorn refused a window of devices at {address:#x} (error {status})")
+
     def flush_tlb(self) -> None:
         """Forget every translation of addresses: the handler's `fill` is asked anew."""
         uclib.uc_ctl(self._engine, _FLUSH_TLB)
@@ -309,6 +345,15 @@ class Engine:
     def nested_may_be_nx() -> bool:
         """Whether nested page tables may have NX; without, the guest could end the process (see `mend`)."""
         return mend()
+
+    def show_foreign(self, address: int, marks: memoryview) -> None:
+        """At a linear address lies code of which the handler says what it counts for, and whether to look at it.
+
+        `marks` say the same, a byte for each of its bytes (`stub.BEGINS`, `stub.LOOK`), writable and there to stay.
+        """
+        self.foreign = range(address, address + len(marks))
+        host = ctypes.addressof(ctypes.c_char.from_buffer(marks))
+        self.meter.show_foreign(address, len(marks), host)
 
     def use_own_mmu(self, on: bool) -> None:
         """Whether the CPU walks page tables itself, the guest's and nested ones, or asks the handler's `fill`.

@@ -20,6 +20,13 @@ The *meter* is the memory that the code and Python share:
     16  u64  address       of the block charged last
     24  u32  packed        its size, and KNOWN | its instructions << 16; 0 when it is over
     32  u64  registers     address of the CPU's register file (written by `capture`)
+    40  u64  foreign       linear address of code that stands for the guest's: a translation cache
+    48  u64  length        its size in bytes, 0 if there is none
+    56  u64  marks         host address of a byte for each of its bytes: BEGINS where an instruction of the guest's
+                           begins, LOOK where Python must look at the block
+
+In such code the number of CPU instructions says nothing, and new blocks are many: so the machine code counts marks
+and writes the number into the translation itself. Python is asked only where the translation is not what it expects.
 
 On a host that is not x86-64 there is no such code and the Python callback runs for every block.
 """
@@ -36,7 +43,9 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.pages import READ_WRITE, zeroed
 
 BUDGET, POLL, STOPPED, ADDRESS, PACKED, REGISTERS = 0, 8, 12, 16, 24, 32
+FOREIGN, LENGTH, MARKS = 40, 48, 56
 METER_SIZE = 64
+BEGINS, LOOK = 1, 2
 STOP_NOW = 1 << 1
 RESUMED = int(EFlags.RF)
 KNOWN = (
@@ -51,19 +60,26 @@ def supported() -> bool:
 
 
 class Assembler:
-    """Just enough to place forward branches."""
+    """Just enough to place branches."""
 
     def __init__(self) -> None:
         self.code = bytearray()
         self.fixups: list[tuple[int, str]] = []
+        self._far: list[tuple[int, str]] = []
         self.labels: dict[str, int] = {}
 
-    def emit(self, text: str, *tail: bytes) -> None:
-        self.code += bytes.fromhex(text) + b"".join(tail)
+    def emit(self, *parts: str | bytes) -> None:
+        for part in parts:
+            self.code += bytes.fromhex(part) if isinstance(part, str) else part
 
     def branch(self, opcode: int, label: str) -> None:
         self.code += bytes((opcode, 0))
         self.fixups.append((len(self.code) - 1, label))
+
+    def far(self, opcode: int, label: str) -> None:
+        """A conditional branch (the short form's opcode) with a distance of 32 bits."""
+        self.code += bytes((0x0F, opcode + 0x10, 0, 0, 0, 0))
+        self._far.append((len(self.code), label))
 
     def label(self, name: str) -> None:
         self.labels[name] = len(self.code)
@@ -73,6 +89,8 @@ class Assembler:
             distance = self.labels[name] - (at_byte + 1)
             assert -128 <= distance < 128, name
             self.code[at_byte] = distance & 0xFF
+        for end, name in self._far:
+            self.code[end - 4 : end] = _displacement(self.labels[name] - end)
         return bytes(self.code)
 
 
@@ -98,6 +116,7 @@ def block_code(stop: int, miss: int) -> bytes:
     a.emit("448b4108")  # mov r8d, [rcx+POLL]
     a.emit("448585", _displacement(at.EFLAGS))  # test [rbp+EFLAGS], r8d
     a.branch(0x75, "poll")
+    a.label("counted")
     a.emit("482901")  # sub [rcx], rax
     a.branch(0x78, "exhausted")
     a.emit("48897110")  # mov [rcx+ADDRESS], rsi
@@ -124,7 +143,82 @@ def block_code(stop: int, miss: int) -> bytes:
     a.emit("c7410c01000000")  # mov dword [rcx+STOPPED], 1
     a.emit("48b8", _quad(stop), b"\xff\xe0")  # mov rax, stop; jmp rax
     a.label("miss")
+    _count_marks(a)
+    a.label("python")
     a.emit("4c8b0424")  # mov r8, [rsp]             the call to be patched ends there
+    a.emit("48b8", _quad(miss), b"\xff\xe0")  # mov rax, miss; jmp rax
+    _patch_count(a)
+    return a.finish()
+
+
+def _count_marks(a: Assembler) -> None:
+    """The first visit of a block of foreign code: its count to r9d, or on to `python`."""
+    a.emit("4889f0 482b41", bytes([FOREIGN]))  # mov rax, rsi; sub rax, [rcx+FOREIGN]
+    a.emit("483b41", bytes([LENGTH]))  # cmp rax, [rcx+LENGTH]
+    a.branch(0x73, "python")
+    a.emit("85d2")  # test edx, edx
+    a.branch(0x74, "python")
+    a.emit("f685", _displacement(at.HFLAGS), bytes([at.HF_INHIBIT_IRQ]))  # test byte [rbp+HFLAGS], shadow
+    a.branch(0x75, "python")
+    a.emit("448b4108 448585", _displacement(at.EFLAGS))  # mov r8d, [rcx+POLL]; test [rbp+EFLAGS], r8d
+    a.branch(0x75, "python")
+    a.emit("480341", bytes([MARKS]))  # add rax, [rcx+MARKS]
+    a.emit("4531c9 4189d0")  # xor r9d, r9d; mov r8d, edx
+    a.label("next")
+    a.emit("440fb610 4183e201 4501d1")  # movzx r10d, byte [rax]; and r10d, BEGINS; add r9d, r10d
+    a.emit("48ffc0 41ffc8")  # inc rax; dec r8d
+    a.branch(0x75, "next")
+    a.emit("4c8b1424 4983ea20")  # mov r10, [rsp]; sub r10, PATCH_REACH
+    a.branch(0xEB, "scan")
+
+
+def _patch_count(a: Assembler) -> None:
+    """What `Meter.patch` does, for the two forms of load that there are where the meter lies; size in edx."""
+    a.label("scan")
+    a.emit("41803aba")  # cmp byte [r10], 0xba          mov edx, imm32
+    a.branch(0x75, "skip")
+    a.emit("41395201")  # cmp [r10+1], edx
+    a.branch(0x75, "skip")
+    a.emit("6641817a0548b9")  # cmp word [r10+5], 0xb948      movabs rcx
+    a.branch(0x75, "relative")
+    a.emit("49394a07")  # cmp [r10+7], rcx
+    a.branch(0x74, "found")
+    a.label("relative")
+    a.emit("418b4205 25ffffff00 3d488d0d00")  # eax = [r10+5] & 0xffffff; cmp eax, 0x0d8d48      lea rcx, [rip+...]
+    a.branch(0x75, "skip")
+    a.emit("49634208 498d44020c 4839c8")  # movsxd rax, [r10+8]; lea rax, [r10+rax+12]; cmp rax, rcx
+    a.branch(0x74, "found")
+    a.label("skip")
+    a.emit("49ffc2 4c3b1424")  # inc r10; cmp r10, [rsp]
+    a.branch(0x72, "scan")
+    a.branch(0xEB, "python")
+    a.label("found")
+    a.emit("4489c8")  # mov eax, r9d
+    a.emit("4181c9", struct.pack("<I", KNOWN), "41c1e110 4409ca")  # r9d = (r9d | KNOWN) << 16; or edx, r9d
+    a.emit("41895201")  # mov [r10+1], edx
+    a.emit("85d2")  # test edx, edx                 never zero now
+    a.far(0x75, "counted")
+
+
+def translated_code(miss: int) -> bytes:
+    """The hook on each new translation: what is foreign and has no mark LOOK is done; `miss` is the Python callback.
+
+    Arguments in rdi, rsi, rdx, rcx: engine, the block (u64 address, u16 instructions, u16 size), another, meter.
+    """
+    a = Assembler()
+    a.emit("488b06 482b41", bytes([FOREIGN]))  # mov rax, [rsi]; sub rax, [rcx+FOREIGN]
+    a.emit("483b41", bytes([LENGTH]))  # cmp rax, [rcx+LENGTH]
+    a.branch(0x73, "miss")
+    a.emit("440fb7460a 4585c0")  # movzx r8d, word [rsi+10]; test r8d, r8d
+    a.branch(0x74, "miss")
+    a.emit("480341", bytes([MARKS]))  # add rax, [rcx+MARKS]
+    a.label("next")
+    a.emit("f600", bytes([LOOK]))  # test byte [rax], LOOK
+    a.branch(0x75, "miss")
+    a.emit("48ffc0 41ffc8")  # inc rax; dec r8d
+    a.branch(0x75, "next")
+    a.emit("c3")
+    a.label("miss")
     a.emit("48b8", _quad(miss), b"\xff\xe0")  # mov rax, miss; jmp rax
     return a.finish()
 
@@ -188,6 +282,10 @@ class Meter:
     @poll.setter
     def poll(self, value: int) -> None:
         self.words[POLL // 4] = value | RESUMED
+
+    def show_foreign(self, address: int, length: int, marks: int) -> None:
+        """Foreign code at a linear address, and the host address of its marks."""
+        self.quads[FOREIGN // 8], self.quads[LENGTH // 8], self.quads[MARKS // 8] = address, length, marks
 
     def take_stopped(self) -> bool:
         """Whether the code stopped the CPU since the last call."""

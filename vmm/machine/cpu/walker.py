@@ -47,30 +47,12 @@ _ALL = _READ | _WRITE | _EXEC
 _USER = 3
 
 
-class _Code(Assembler):
-    """With branches that reach further than 127 bytes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._far: list[tuple[int, str]] = []
-
-    def far(self, condition: int, label: str) -> None:
-        """A conditional branch (the short form's opcode) with a distance of 32 bits."""
-        self.code += bytes((0x0F, condition + 0x10, 0, 0, 0, 0))
-        self._far.append((len(self.code), label))
-
-    def finish(self) -> bytes:
-        for end, label in self._far:
-            self.code[end - 4 : end] = struct.pack("<i", self.labels[label] - end)
-        return super().finish()
-
-
 def fill_code(miss: int) -> bytes:
     """The TLB hook. `miss` is the address of the Python callback, which gets the same arguments.
 
     Arguments in rdi, rsi, edx, rcx, r8: engine, linear page, access, where the answer goes, the shared memory.
     """
-    a = _Code()
+    a = Assembler()
     a.emit("41837838 00")  # cmp dword [r8+CLOSED], 0
     a.far(0x75, "miss")
     a.emit("498b4020 833800")  # mov rax, [r8+COLLAPSED]; cmp dword [rax], 0

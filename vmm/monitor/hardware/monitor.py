@@ -29,6 +29,7 @@ from vmm.machine.cpu.engine import FETCH, READ, WRITE
 from vmm.machine.cpu.state import ECX
 from vmm.machine.delivery import Fault, has_room, inner_stack
 from vmm.machine.machine import Machine
+from vmm.machine.memory import PAGE
 from vmm.machine.msrs import TSC
 from vmm.machine.paging import PageFault
 from vmm.monitor.hardware.answers import ANSWERS, LET_THROUGH, MOVES, Answer
@@ -231,7 +232,8 @@ class HardwareMonitor(Bare):
             machine.retirement.settle()
             machine.restore_shadow()
         if not self._resolve():
-            self._step_by_hand()
+            frame = self.host.vmcb.exitinfo2 & ~(PAGE - 1)
+            self._step_by_hand(device=frame in machine.memory.devices)
 
     def _resolve(self) -> bool:
         """Enter what a nested page fault asked for; False where no entry can say it."""
@@ -256,8 +258,10 @@ class HardwareMonitor(Bare):
             self.state.view[_INTERCEPTS] = _CONTAINING
             self._stop_after_one()
 
-    def _step_by_hand(self) -> None:
+    def _step_by_hand(self, device: bool = False) -> None:
         """Have it executed by the walk of the bare machine, for which reads and stores may differ.
+
+        An access to a `device` is made so, too, and opens its page.
 
         Where one such instruction follows another (a guest that runs wild in empty memory), the walk stays for more
         and more of them: each change of the walk has the engine translate all that follows again.
@@ -267,6 +271,10 @@ class HardwareMonitor(Bare):
         machine = self.machine
         self._by_hand = True
         machine.engine.use_own_mmu(False)
+        if device:
+            machine.memory.devices.open = True
+            self._stop_after_one()
+            return
         now = machine.retired()
         close = now - self._last_by_hand < _CLOSE
         self._stretch = min(self._stretch * _GROWTH, _LONGEST) if close else 1

@@ -54,16 +54,20 @@ class NestedTables:
         """Whether an access to this physical address can be answered by an entry.
 
         Not past four gigabytes, where no address line goes, and not a store to where there is no memory: what is
-        read there is ones, and no one page can be both.
+        read there is ones, and no one page can be both. And no access to a device, which is to be noticed each time.
         """
-        return address >> 32 == 0 and (access != WRITE or self._memory.is_ram(address))
+        if address >> 32 or (address & ~(PAGE - 1)) in self._memory.devices:
+            return False
+        return access != WRITE or self._memory.is_ram(address)
 
     def resolve(self, address: int, access: int, near: Callable[[], tuple[int, int]]) -> None:
         """Enter what this access needs, of those that `reaches` has; `near` as for `FrameTable.permissions`."""
         frame = address & ~(PAGE - 1)
         is_ram = self._memory.is_ram(frame)
         storable = self._frames.log is None or access == WRITE
-        where, perms = self._frames.permissions(frame, access, is_ram and storable, near)
+        granted = self._frames.permissions(frame, access, is_ram and storable, near)
+        assert granted is not None
+        where, perms = granted
         assert is_ram or where == ONES
         rights = (_RW if perms & PROT_WRITE else 0) | (0 if perms & PROT_EXEC else self._no_execute)
         self.entries[frame >> 12] = where | _LEAF | rights

@@ -300,6 +300,9 @@ class ShadowMemory:
         if keep:
             position = trees.position(self._root, address, pde, table_frame, pte)
         if not memory.is_ram(frame):
+            if frame in memory.devices:
+                allowed = pte & PTE.D and (rights & hw.RW or not user and not cr0 & CR0.WP)
+                return self._frames.device(frame, access, bool(allowed))
             if access == WRITE:
                 return SINK, PROT_WRITE
             if keep:
@@ -310,7 +313,9 @@ class ShadowMemory:
         if access == WRITE and self.watch.reasons[number] and not self._may_store(frame):
             return None
         storable = bool(pte & PTE.D) and not self.watch.why(frame)
-        perms = self._frames.permissions(frame, access, storable, self._near)[1]
+        granted = self._frames.permissions(frame, access, storable, self._near)
+        assert granted is not None
+        perms = granted[1]
         storable = storable and bool(perms & PROT_WRITE)
         mixed = self._frames.kinds[number] == MIXED
         if keep:

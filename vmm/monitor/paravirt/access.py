@@ -55,7 +55,10 @@ class GuestAccess:
             return None
         if fetch:
             linear.fetched(address, where.frame)
-        frame, rights = self._frames.permissions(where.frame, access, where.writable, self._near)
+        granted = self._frames.permissions(where.frame, access, where.writable, self._near)
+        if granted is None:
+            return None
+        frame, rights = granted
         if not where.executable and not rights & PROT_WRITE:
             rights &= ~PROT_EXEC
         return frame, rights

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from vmm.machine.cpu.pages import zeroed
+from vmm.machine.cpu.stub import BEGINS, LOOK
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.monitor.translator import layout
@@ -47,6 +48,7 @@ class TranslationCache:
         self.view = memoryview(self._map)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         machine.engine.map_memory(layout.FRAME, layout.SIZE, host)
+        self.marks = memoryview(zeroed(layout.CODE_SIZE))  # of each byte of the code, for the engine
         self._tags = self.view[layout.TAGS : layout.TAGS + layout.TABLE_SIZE].cast("I")
         self._translations = self.view[layout.TRANSLATIONS : layout.TRANSLATIONS + layout.TABLE_SIZE].cast(
             "I"
@@ -79,6 +81,12 @@ class TranslationCache:
         """Put a unit's code at the cursor."""
         start = layout.CODE + unit.origin
         self.view[start : start + len(code)] = code
+        marks = bytearray(len(code))
+        for begin in unit.starts[unit.first : unit.last]:
+            marks[begin - unit.origin] = BEGINS
+        for site in unit.sites:
+            marks[site - unit.origin] |= LOOK
+        self.marks[unit.origin : unit.origin + len(code)] = marks
         unit.size = len(code)
         self.cursor = unit.origin + len(code)
         self.units.append(unit)

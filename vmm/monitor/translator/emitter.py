@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
 
 from vmm.isa.decode import Instruction
 from vmm.monitor.translator import layout
@@ -20,8 +22,7 @@ TRAP = b"\xf4"  # HLT: in ring 1 it exits with #GP(0), one byte, EIP at it
 ECX, EDX = 1, 2  # bits of a clobber mask
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What a translation takes for granted about the processor: units of one context never run in another."""
 
     selector: int  # CS, as the guest sees it
@@ -58,6 +59,9 @@ class Prediction:
     made: bool = False
 
 
+_hex = cache(bytes.fromhex)
+
+
 @dataclass(slots=True)
 class Emitter:
     """Code for one unit, which will lie at `origin` (offset in the cache)."""
@@ -82,7 +86,7 @@ class Emitter:
 
     def emit(self, *parts: bytes | str) -> None:
         for part in parts:
-            self.code += bytes.fromhex(part) if isinstance(part, str) else part
+            self.code += _hex(part) if part.__class__ is str else part  # type: ignore[arg-type]
 
     def cell(self, offset: int) -> bytes:
         """The displacement of a cell of the monitor's, for use with a CS override."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmm.isa.decode import ESP, Instruction
+from vmm.isa.forms import Form
 from vmm.monitor.translator.emitter import Context
 
 Condition = Callable[[Instruction, Context], bool]
@@ -100,24 +101,6 @@ ROWS: dict[str, Row] = {
     f"0F{opcode:02X}": _BRANCH_ROW for opcode in range(0x80, 0x90)
 } | {f"{opcode:02X}": _LOOP_ROW for opcode in range(0xE0, 0xE4)}  # fmt: skip
 
-# First bytes, after prefixes, behind which a row may be: everything else is copied without being looked at.
-_PREFIXES = (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3)
-SUSPECT = frozenset({int(key.split("/")[0], 16) for key in ROWS if len(key.split("/")[0]) == 2} | {0xF0})
-SUSPECT_0F = frozenset(int(key[2:4], 16) for key in ROWS if key.startswith("0F") and len(key) > 3)
-IS_PREFIX = frozenset(_PREFIXES)
-
-# By first byte: whether that alone says that an instruction is copied.
-PLAIN = bytes(byte not in SUSPECT and byte not in IS_PREFIX and byte != 0x0F for byte in range(256))
-
-
-def is_plain(code: bytes) -> bool:
-    """Whether an instruction is copied for certain, by its bytes alone."""
-    at = 0
-    while code[at] in IS_PREFIX:
-        at += 1
-    first = code[at]
-    return code[at + 1] not in SUSPECT_0F if first == 0x0F else first not in SUSPECT
-
 
 # What only reads its memory operand: ALU and MOV to a register, CMP, TEST, XLAT, MOV from a fixed address.
 _LOADS = frozenset(
@@ -131,10 +114,8 @@ _REGISTERS = frozenset(
 )
 
 
-def may_store(instruction: Instruction | None) -> bool:
+def may_store(instruction: Form) -> bool:
     """Whether an instruction that is copied could store to memory; where in doubt, it could."""
-    if instruction is None:
-        return True
     if instruction.opcode in _REGISTERS:
         return False
     if instruction.modrm is None:

@@ -1,6 +1,6 @@
 """A unit from the guest's code: decode until a terminator, copy what is innocuous, replace what is not.
 
-Capstone gives the sizes of a run of instructions at once; only what may have a row is decoded fully. A unit goes on
+The form of an instruction says whether it has a row; only what has one is decoded fully. A unit goes on
 past conditional branches and calls, because both leave it by links, and ends with an unconditional transfer, at the
 end of its page, or after `LONGEST` instructions. An instruction that runs over the end of the page is in, if
 it can be fetched.
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from vmm.isa.decode import MAX_LENGTH, Instruction, decode
-from vmm.isa.disassemble import sizes
+from vmm.isa.forms import Form, form_at
+from vmm.machine.sites import SITES
 from vmm.monitor.translator.emitter import ECX, Context, Emitter
-from vmm.monitor.translator.rows import PLAIN, ROWS, Row, is_plain, may_store
+from vmm.monitor.translator.rows import ROWS, Row, may_store
 from vmm.monitor.translator.sequences import SEQUENCES, check_landing, landing
 from vmm.monitor.translator.units import Kind, Piece, Unit
 
-BATCH = 8  # instructions decoded at a time
 LONGEST = 48  # instructions in a unit
 LARGEST = 4096  # bytes that a unit may take, stubs included
 RETURNS = frozenset((0xCA, 0xCB, 0xCF))  # to a process these are the CPU's own
@@ -87,35 +87,40 @@ class _Translation:
 
     def run(self) -> tuple[Unit, bytes]:
         unit, e = self.unit, self.emitter
-        run: Iterable[int] = self._sizes(LONGEST)
+        run: Iterable[Form | None] = self._forms(LONGEST)
         if self.source.changing:
             run = self._steady(run)
-            self._check_first(sum(run))
+            self._check_first(sum(form.size for form in run if form is not None))
         at = 0
         after_sti = ended = False
         eip, origin, source, code = self.source.eip, e.origin, self.code, e.code
         starts, eips, lengths = unit.starts, unit.eips, unit.sizes
-        for size in run:
+        for form in run:
             if after_sti:
                 unit.after_sti.add(len(starts))
                 after_sti = False
             starts.append(origin + len(code))
             eips.append(eip)
-            lengths.append(size)
-            if size == 0:
+            if form is None:
+                lengths.append(0)
                 self._special(Piece(Kind.UNDEFINED))
                 e.trap()
                 ended = True
                 break
+            size = form.size
+            lengths.append(size)
             if at + size > len(source):
                 source = self.code  # which the last instruction has made longer
             raw = source[at : at + size]
             at += size
-            if PLAIN[raw[0]] or is_plain(raw + b"\0"):
+            if form.key in SITES:
+                unit.sites.append(starts[-1])
+            row = ROWS.get(form.key)
+            if row is None or form.lock:
                 code += raw
             else:
                 last = self.source.changing or at >= len(source) or len(starts) >= LONGEST
-                ended, after_sti = self._consider(raw, eip, last or REPEATED.match(source, at) is not None)
+                ended, after_sti = self._consider(raw, eip, row, last or REPEATED.match(source, at) is not None)
                 if ended:
                     break
             eip = eip + size & 0xFFFFFFFF
@@ -126,45 +131,36 @@ class _Translation:
         self._stubs()
         return unit, bytes(e.code)
 
-    def _sizes(self, limit: int) -> Iterator[int]:
-        """Sizes of the instructions ahead; the last may reach into the next page; 0 is what is none."""
-        at = found = 0
-        while found < limit:
-            wanted = min(BATCH, limit - found)
-            batch = sizes(self.code[at : at + wanted * MAX_LENGTH], wanted)
-            yield from batch
-            at += sum(batch)
-            found += len(batch)
-            if len(batch) < wanted:
-                yield from self._last(self.code[at:], found)
+    def _forms(self, limit: int) -> Iterator[Form | None]:
+        """The instructions ahead; the last may reach into the next page; None is what is none."""
+        at, code = 0, self.code
+        for found in range(limit):
+            form = form_at(code, at)
+            if form is None or at + form.size > len(code):
+                yield from self._last(code[at:], found)
                 return
+            yield form
+            at += form.size
 
-    def _last(self, rest: bytes, found: int) -> Iterator[int]:
-        """What Capstone does not take for an instruction, or what runs over the end of the page."""
-        instruction = decode(rest[:MAX_LENGTH])
-        if instruction is not None:
-            yield instruction.size
-        elif len(rest) >= MAX_LENGTH:
-            yield 0
+    def _last(self, rest: bytes, found: int) -> Iterator[Form | None]:
+        """What is not an instruction, or what runs over the end of the page."""
+        if len(rest) >= MAX_LENGTH:
+            yield None
         elif not found:  # else it begins a unit of its own
             address, following = self.source.following()
-            instruction = decode(rest + following[:MAX_LENGTH])
-            if instruction is None:
-                yield 0
-                return
-            self.crossed = instruction.size - len(rest)
-            self.code = rest + following[: self.crossed]
-            self.unit.sources.append((address, self.crossed))
-            yield instruction.size
+            form = form_at(rest + following[:MAX_LENGTH])
+            if form is not None:
+                self.crossed = form.size - len(rest)
+                self.code = rest + following[: self.crossed]
+                self.unit.sources.append((address, self.crossed))
+            yield form
 
-    def _steady(self, run: Iterable[int]) -> list[int]:
+    def _steady(self, run: Iterable[Form | None]) -> list[Form | None]:
         """On a page that changes: no further than the first instruction that may store, or is not copied."""
-        taken, at = [], 0
-        for size in run:
-            taken.append(size)
-            code = self.code[at : at + size]
-            at += size
-            if not size or not is_plain(code + b"\0") or may_store(decode(code)):
+        taken: list[Form | None] = []
+        for form in run:
+            taken.append(form)
+            if form is None or form.key in ROWS or may_store(form):
                 break
         return taken
 
@@ -178,22 +174,15 @@ class _Translation:
         self.unit.special[len(self.unit.starts) - 1] = piece
         return piece
 
-    def _consider(self, code: bytes, eip: int, no_shadow: bool) -> tuple[bool, bool]:
-        """An instruction that may have a row; whether it ends the unit, and whether it casts STI's shadow.
+    def _consider(self, code: bytes, eip: int, row: Row, no_shadow: bool) -> tuple[bool, bool]:
+        """An instruction that has a row; whether it ends the unit, and whether it casts STI's shadow.
 
         `no_shadow`: what follows STI is not in this unit, or is repeated, and in a shadow a pass of it counts
         otherwise; then STI is a call-out.
         """
         e = self.emitter
         instruction = decode(code, eip)
-        if instruction is None:
-            self._special(Piece(Kind.UNDEFINED))
-            e.trap()
-            return True, False
-        row = ROWS.get(instruction.key)
-        if row is None or instruction.lock:
-            e.code += code
-            return False, False
+        assert instruction is not None  # it has a form
         e.clobbered, e.resume, e.prediction = [], None, None
         shadowed = instruction.opcode == _STI and no_shadow
         if row.sequence is not None and row.holds(instruction, e.context) and not shadowed:

@@ -67,7 +67,7 @@ class Translator:
     def take_place(self) -> None:
         self.slot = self.memory.slot.base
         base = self.slot + layout.CODE
-        self.machine.engine.foreign = range(base, base + layout.CODE_SIZE)
+        self.machine.engine.show_foreign(base, self.cache.marks)
 
     def _place_no_landing(self) -> None:
         """The first unit of the cache: a trap for a RET whose address has no landing."""

@@ -69,6 +69,7 @@ class Unit:
     special: dict[int, Piece] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
     after_sti: set[int] = field(default_factory=set)  # pieces that are in the shadow of STI
+    sites: list[int] = field(default_factory=list)  # offsets of what the machine may have to execute itself
     sources: list[tuple[int, int]] = field(default_factory=list)
     checked: list[tuple[int, bytes]] = field(
         default_factory=list
