@@ -267,6 +267,8 @@ def test_exits_are_grouped_by_what_they_are_for(vmm: Cli) -> None:
         ("OUT", "devices"),
         ("instruction INS", "devices"),
         ("instruction MOV", "emulated"),
+        ("RDTSC", "clock reads"),
+        ("VMEXIT_RDTSC", "clock reads"),
         ("hypercall mmu_update", "hypercalls"),
         ("VMEXIT_CR3_WRITE", "intercepts"),
         ("VMEXIT_NPF", "nested faults"),

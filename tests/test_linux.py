@@ -6,26 +6,32 @@ compared with QEMU's.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import threading
+from collections import Counter
 
 import pytest
 
 from tests.oracles import require, require_linux
 from vmm.image.load import ModuleFile, load_image
-from vmm.vm import UNMODIFIED, ClockName, Result, VirtualMachine
+from vmm.vm import UNMODIFIED, ClockName, Paravirt, Result, VirtualMachine
 
 MEMORY = 64 << 20
 COMMANDS = "exercise; container"
 READY = b"userspace: ready"
+TIMEOUT = 600  # seconds
 # Without what this small PC does not have; at the address that it was linked for; without the self-tests of its
 # cryptography, which are half of the instructions of a boot.
 SMALL_PC = "console=ttyS0 acpi=off noapic nolapic pci=off nokaslr cryptomgr.notests"
 
 
-def boot(mode: str, commands: str, clock: ClockName = "instructions", timeout: float = 600) -> Result:
-    """Linux in a mode until it has run `commands` and powered off."""
+@functools.cache
+def boot(
+    mode: str, commands: str, clock: ClockName = "instructions", paravirt: Paravirt | None = None
+) -> Result:
+    """Linux in a mode until it has run `commands` and powered off; kept, for another test to look at, too."""
     kernel, initrd = require_linux()
     image = load_image(
         kernel,
@@ -33,7 +39,7 @@ def boot(mode: str, commands: str, clock: ClockName = "instructions", timeout: f
         command_line=f'{SMALL_PC} vmm.run="{commands}"',
         modules=[ModuleFile(initrd)],
     )
-    return VirtualMachine(image, mode, memory=MEMORY, clock=clock).run(None, timeout)
+    return VirtualMachine(image, mode, memory=MEMORY, clock=clock, paravirt=paravirt).run(None, TIMEOUT)
 
 
 def printed(console: bytes) -> list[str]:
@@ -83,6 +89,43 @@ def test_an_unmodified_linux_does_under_hardware_assist_and_translation_what_it_
     assert (translated.outcome, translated.instructions) == (hvm.outcome, hvm.instructions)
     assert translated.registers == hvm.registers
     assert translated.memory_sha256 == hvm.memory_sha256
+
+
+# What a kernel says only where it knows that it runs on KVM, or only where it does not.
+OF_THE_CLOCK = (
+    "tsc: ", "clocksource: ", "kvm-clock: ", "sched_clock: ", "Calibrating delay loop", "smpboot: Total of 1 ",
+    "rtc_cmos ", "audit: type=2000 audit(",
+)  # fmt: skip
+OF_THE_PROCESSOR = (
+    "Hypervisor detected: KVM", "Booting paravirtualized kernel on ", "kvm-guest: ", "microcode: ",
+    "PMU not available ", "Broken PMU hardware ", "Failed to access perfctr ", "ITS: ",
+)  # fmt: skip
+
+
+def messages(console: bytes) -> Counter[str]:
+    """The kernel's lines without their times, and how often each came."""
+    found = re.findall(rb"^\[ *\d+\.\d+\] ([^\r\n]*)", console, re.MULTILINE)
+    return Counter(line.decode() for line in found)
+
+
+def test_a_kernel_that_finds_kvm_takes_its_clock_and_is_otherwise_the_same() -> None:
+    """Offered KVM's interface Linux says so, does not measure its counter, and switches to kvm-clock; all other lines
+    of its log, and all of userspace's, are as without."""
+    plain, offered = boot("hvm", COMMANDS), boot("hvm", COMMANDS, paravirt="kvm")
+    assert (offered.outcome.kind, offered.outcome.status) == ("halt", 0)
+    for line in (
+        "Hypervisor detected: KVM",
+        "kvm-clock: Using msrs 4b564d01 and 4b564d00",
+        "Booting paravirtualized kernel on KVM",
+        "clocksource: Switched to clocksource kvm-clock",
+    ):
+        assert messages(offered.console)[line] == 1
+    assert printed(offered.console) == printed(plain.console)
+    without, with_it = messages(plain.console), messages(offered.console)
+    differing = (without - with_it) + (with_it - without)
+    assert [line for line in differing if not line.startswith(OF_THE_CLOCK + OF_THE_PROCESSOR)] == []
+    reads = [result.exits.rows["VMEXIT_IOIO IN (by hook)"].count for result in (plain, offered)]
+    assert reads[1] * 4 < reads[0]
 
 
 @pytest.mark.long

@@ -10,7 +10,8 @@ from vmm.events import ExitTable
 # By the first word of an exit's reason, or how it begins; what is in no group is "emulated".
 GROUPS = {
     "devices": ("IN", "OUT", "VMEXIT_IOIO"),
-    "emulated": ("emulated", "call-out", "CPUID", "RDTSC", "SYSENTER", "instruction"),
+    "clock reads": ("RDTSC", "VMEXIT_RDTSC"),
+    "emulated": ("emulated", "call-out", "CPUID", "SYSENTER", "instruction"),
     "hypercalls": ("hypercall",),
     "intercepts": ("VMEXIT_",),
     "exceptions": ("exception", "INT", "external", "hlt", "VMEXIT_EXCP", "VMEXIT_HLT"),  # and interrupts
