@@ -84,8 +84,19 @@ def test_the_port_shown_is_a_real_one() -> None:
     text = (ROOT / "docs" / "paravirtual-guests.md").read_text()
     shown = text.split(f"    $ {command}\n")[1].split("\n\n")[0].splitlines()
     printed = [line.rstrip() for line in run(command).stdout.splitlines()]
-    assert len(shown) == 10
+    assert len(shown) == 11
     assert [line[4:] for line in shown if line[4:] not in printed] == []
+
+
+def test_the_clock_reads_shown_are_real_ones() -> None:
+    """And each row of the comparisons in docs/kvm-paravirt.md."""
+    blocks = (ROOT / "docs" / "kvm-paravirt.md").read_text().split("    $ ")[1:]
+    assert len(blocks) == 3
+    for block in blocks:
+        command, _, rest = block.partition("\n")
+        shown = [line[4:] for line in rest.split("\n\n")[0].splitlines() if line.strip() != "..."]
+        printed = [line.rstrip() for line in run(command).stdout.splitlines()]
+        assert [line for line in shown if line not in printed] == []
 
 
 def test_the_explanation_shown_is_a_real_one() -> None:
