@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.guest_expectations import GUESTS, timeless
-from tests.machines import DATA, MEMORY, Lab, lab
+from tests.machines import DATA, MEMORY, Lab, assemble, gate, lab
 from vmm.cli.main import main
 from vmm.image.load import load_image
 from vmm.isa.vectors import Vector
 from vmm.machine.clock import TSC_HZ, Clock, HostClock
 from vmm.machine.control import Control
 from vmm.machine.delivery import Fault
+from vmm.machine.devices import apic
 from vmm.machine.kvm import abi
 from vmm.machine.kvm.clock import MULTIPLIER, SHIFT, time_info, write_time, write_wall_clock
 from vmm.machine.kvm.eoi import PvEoi
@@ -471,6 +472,80 @@ def test_a_bad_address_for_the_byte_is_refused(value: int) -> None:
         byte.write(value)
     assert (refused.value.vector, refused.value.error_code) == (Vector.GP, 0)
     assert byte.read() == 0
+
+
+# Vector 0x41 sends 0x51 (above it) to itself, and ends first; each ends by the byte where it is set.
+INTERRUPTS = f"""
+        mov dword [{apic.BASE + apic.SVR:#x}], {apic.ENABLE | 0xFF:#x}
+        {set_msr(abi.PV_EOI_EN, DATA | 1)}
+        sti
+        mov dword [{apic.BASE + apic.ICR_LOW:#x}], 0x40041
+        nop
+        nop
+        cli
+        mov edx, [{apic.BASE + apic.ISR + 0x20:#x}]
+end:    jmp end
+low:    mov ebx, [DATA]
+        mov dword [{apic.BASE + apic.ICR_LOW:#x}], 0x40051
+        mov ecx, [DATA]
+        sti
+        nop
+        cli
+        call finish
+        iretd
+high:   mov ebp, [DATA]
+        call finish
+        iretd
+finish: btr dword [DATA], 0
+        jc silent
+        inc esi
+        mov dword [{apic.BASE + apic.EOI:#x}], 0
+        ret
+silent: inc edi
+        ret
+"""
+
+
+def interrupted(mode: str, *, offer: bool = True) -> Lab:
+    """`INTERRUPTS`, at their end."""
+    code = assemble(INTERRUPTS).symbols
+    gates = {0x41: gate(code["low"]), 0x51: gate(code["high"])}
+    attach = offered(mode) if offer else None
+    found = lab(INTERRUPTS, mode, idt=gates, attach=attach, model="pc")
+    found.run_to("end")
+    return found
+
+
+@pytest.mark.parametrize("mode", UNMODIFIED)
+def test_an_interrupt_ends_without_a_store_to_the_apic(mode: str) -> None:
+    """The processor takes a vector, and the byte is set: the guest needs no EOI. That the APIC is looked at takes it
+    back, and then it does: so of two nested ones the outer is ended by the store, the inner by the byte, and nothing
+    stays in service. It is the same in every mode."""
+    found = interrupted(mode)
+    assert (found.reg("ebx"), found.reg("ecx"), found.reg("ebp")) == (1, 0, 1)
+    assert (found.reg("edi"), found.reg("esi")) == (1, 1)
+    assert found.reg("edx") == 0
+    assert found.read(DATA) == 0
+    assert found.everything() == interrupted("native").everything()
+
+
+@pytest.mark.parametrize("mode", UNMODIFIED)
+@pytest.mark.parametrize("value", (DATA | 3, MEMORY | 1))
+def test_a_guest_that_gives_a_bad_address_for_the_byte_gets_a_fault(mode: str, value: int) -> None:
+    """#GP(0) in every mode; so it does where the machine has no APIC, whatever the address."""
+    for model, good in (("pc", value), ("isapc", DATA | 1)):
+        found = lab(set_msr(abi.PV_EOI_EN, good), mode, attach=offered(mode), model=model)  # type: ignore[arg-type]
+        found.run(20)
+        assert found.vector == Vector.GP
+
+
+def test_the_feature_is_told_of_where_there_is_an_apic() -> None:
+    """CPUID offers the byte to a guest that has a local APIC, and to no other."""
+    for model, bit in (("pc", abi.PV_EOI), ("isapc", 0)):
+        source = f"mov eax, {abi.FEATURES_LEAF:#x}\n cpuid\n hlt"
+        found = lab(source, attach=offered(), model=model)  # type: ignore[arg-type]
+        found.run(20)
+        assert found.reg("eax") == FEATURES | bit
 
 
 # The command line

@@ -96,6 +96,9 @@ class LocalApic:
     ) -> None:
         self._output, self._acknowledge_extint, self._moved = output, acknowledge_extint, moved
         self.on_eoi: Callable[[int], None] = lambda _vector: None
+        # For who ends interrupts in another way: before anything is looked at or changed; after a vector was taken.
+        self.look: Callable[[], None] = lambda: None
+        self.taken: Callable[[], None] = lambda: None
         self._now = now
         self.restore(ApicState())
 
@@ -115,6 +118,7 @@ class LocalApic:
 
     def set_extint(self, level: bool) -> None:
         """LINT0, which is the 8259A's INTR."""
+        self.look()
         state = self.state
         rose, state.extint = level and not state.extint, level
         self._local_line(rose)
@@ -122,6 +126,7 @@ class LocalApic:
 
     def set_redirected(self, level: bool) -> None:
         """The same INTR by way of an IO-APIC."""
+        self.look()
         self.state.redirected = level
         self._update()
 
@@ -140,6 +145,7 @@ class LocalApic:
 
     def request(self, vector: int, level: bool = False) -> None:
         """A vector arrives. Below 16 it is an error, and while the APIC is off it is lost."""
+        self.look()
         state = self.state
         if not state.svr & ENABLE or not state.base & BASE_ENABLE:
             return
@@ -203,16 +209,24 @@ class LocalApic:
 
     def acknowledge(self) -> int:
         """The processor takes the interrupt: its vector, 0..255. With nothing ready any more, the spurious one."""
+        self.look()
         state = self.state
         vector = self._ready() if state.svr & ENABLE and state.base & BASE_ENABLE else -1
         if vector >= 0:
             state.irr &= ~(1 << vector)
             state.isr |= 1 << vector
             self._update()
+            self.taken()
             return vector
         if self._passes_extint():
             return self._acknowledge_extint()
         return state.svr & VECTOR
+
+    def ends_silently(self) -> bool:
+        """Whether the end of what is being served would change nothing else: none waits, no line is looked at."""
+        state = self.state
+        vector = state.isr.bit_length() - 1
+        return vector >= 0 and not state.irr and not state.tmr >> vector & 1
 
     def eoi(self) -> None:
         """The end of the interrupt that is being served, whoever says so."""
@@ -247,6 +261,7 @@ class LocalApic:
 
     def write_base(self, value: int) -> bool:
         """IA32_APIC_BASE; False for a value that the register does not take. Once off, only a reset puts it on."""
+        self.look()
         state = self.state
         if value & ~(_BASE_BITS | BASE_BSP):
             return False
@@ -265,6 +280,7 @@ class LocalApic:
     def read(self, offset: int, size: int) -> int:
         if size != 4 or offset & 0xF:
             return 0
+        self.look()
         self.tick()
         state = self.state
         bank, word = offset & 0xF80, (offset & 0x70) << 1
@@ -281,6 +297,7 @@ class LocalApic:
     def write(self, offset: int, size: int, value: int) -> None:
         if size != 4 or offset & 0xF:
             return
+        self.look()
         self.tick()
         if offset in self.state.lvt:
             self._write_lvt(offset, value)

@@ -18,9 +18,11 @@ from vmm.isa.words import EFlags
 from vmm.machine.devices.rtc import EPOCH_2000
 from vmm.machine.kvm import abi
 from vmm.machine.kvm.clock import write_time, write_wall_clock
+from vmm.machine.kvm.eoi import PvEoi
 from vmm.machine.kvm.hypercalls import TABLE, Hypercall
 
 if TYPE_CHECKING:
+    from vmm.machine.devices.apic import LocalApic
     from vmm.machine.machine import Machine
 
 FEATURES = abi.CLOCKSOURCE | abi.NOP_IO_DELAY | abi.CLOCKSOURCE2 | abi.CLOCKSOURCE_STABLE
@@ -46,6 +48,9 @@ class Kvm:
         ebx, ecx, edx = struct.unpack("<3I", abi.SIGNATURE)
         machine.cpuid.add(abi.SIGNATURE_LEAF, abi.FEATURES_LEAF, ebx, ecx, edx)
         machine.cpuid.add(abi.FEATURES_LEAF, eax=FEATURES)
+        self.eoi: PvEoi | None = None
+        if machine.devices.chipset is not None:
+            self._offer_eoi(machine.devices.chipset.apic)
         for name, numbers, write in (
             ("wall_clock", (abi.WALL_CLOCK, abi.WALL_CLOCK_NEW), self._set_wall_clock),
             ("system_time", (abi.SYSTEM_TIME, abi.SYSTEM_TIME_NEW), self._set_system_time),
@@ -54,6 +59,13 @@ class Kvm:
                 machine.msrs.attach(number, partial(getattr, self.state, name), write)
         machine.tsc_moved = self._write_time
         machine.kvm = self
+
+    def _offer_eoi(self, apic: LocalApic) -> None:
+        """The end of an interrupt by a byte in memory."""
+        self.eoi = eoi = PvEoi(self._machine.memory, apic)
+        apic.look, apic.taken = eoi.take_back, eoi.offer
+        self._machine.msrs.attach(abi.PV_EOI_EN, eoi.read, eoi.write)
+        self._machine.cpuid.add(abi.FEATURES_LEAF, eax=abi.PV_EOI)
 
     # The clock
 
