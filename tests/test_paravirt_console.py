@@ -13,6 +13,7 @@ from tests.test_paravirt_hypercalls import call, put, started
 from vmm.machine.memory import Memory
 from vmm.monitor.paravirt.abi import rings
 from vmm.monitor.paravirt.abi.errors import Errno
+from vmm.monitor.paravirt.abi.events import EventOp, Virq
 from vmm.monitor.paravirt.abi.hypercalls import Hypercall
 from vmm.monitor.paravirt.abi.rings import StoreOp
 from vmm.monitor.paravirt.store import Store
@@ -59,6 +60,35 @@ def test_the_ring_goes_both_ways() -> None:
         bytes(memory.bytes[base : base + 3]) == b"yes" and memory.read(base + rings.CONSOLE_IN_PROD, 4) == 3
     )
     assert guest.domain.shared.is_pending(port)
+
+
+def test_what_is_typed_comes_at_once_once_the_guest_uses_the_ring() -> None:
+    """Nobody need ask for it: it is in `in`, as much as there is room for, and an event says so."""
+    guest = started()
+    info, memory = guest.read("start_info"), guest.machine.memory
+    base, port = guest.read(info + CONSOLE_MFN) << 12, guest.read(info + CONSOLE_PORT)
+    guest.machine.devices.uart.receive(b"early ")
+    assert memory.read(base + rings.CONSOLE_IN_PROD, 4) == 0 and not guest.domain.shared.is_pending(port)
+    assert send(guest, port) == 0
+    assert guest.domain.shared.is_pending(port)
+    guest.domain.shared.clear_pending(port)
+    guest.machine.devices.uart.receive(b"y" * 2000)
+    assert bytes(memory.bytes[base : base + 1024]) == b"early " + b"y" * 1018
+    assert guest.domain.shared.is_pending(port)
+    memory.write(base + rings.CONSOLE_IN_CONS, 4, 1024)
+    guest.machine.devices.uart.receive(b"z")
+    assert memory.read(base + rings.CONSOLE_IN_PROD, 4) == 6 + 2000 + 1
+
+
+def test_who_reads_by_console_io_has_a_virtual_interrupt() -> None:
+    """VIRQ_CONSOLE tells of what was typed; the bytes wait for CONSOLEIO_read."""
+    guest = started()
+    address = put(guest, struct.pack("<III", Virq.CONSOLE, 0, 0))
+    assert call(guest, Hypercall.EVENT_CHANNEL_OP, EventOp.BIND_VIRQ, address) == 0
+    port = guest.read(address + 8)
+    guest.machine.devices.uart.receive(b"x")
+    assert guest.domain.shared.is_pending(port)
+    assert call(guest, Hypercall.CONSOLE_IO, 1, 8, address) == 1
 
 
 def test_a_ring_goes_round() -> None:

@@ -22,6 +22,7 @@ Source: National Semiconductor PC16550D data sheet, section 8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vmm.machine.devices.signals import Line, Sink
@@ -69,6 +70,7 @@ class Uart:
     def __init__(self, line: Line, sink: Sink) -> None:
         self._line, self._sink = line, sink
         self.state = UartState()
+        self.on_arrival: Callable[[], None] = lambda: None  # for whoever reads it without a guest's driver
 
     def reset(self) -> None:
         """As at power-on, but for the host's input, which was never the device's."""
@@ -84,6 +86,7 @@ class Uart:
         state.queue, state.taken = state.queue[state.taken :] + data, 0
         self._fill()
         self._update()
+        self.on_arrival()
 
     def backlog(self) -> int:
         """Bytes of the host's input that have not moved in."""

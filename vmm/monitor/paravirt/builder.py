@@ -23,6 +23,7 @@ from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.monitor.paravirt.abi import domain as abi
 from vmm.monitor.paravirt.abi import memory as layout
+from vmm.monitor.paravirt.abi.events import Virq
 from vmm.monitor.paravirt.abi.hypercalls import hypercall_page
 from vmm.monitor.paravirt.abi.rings import GRANT_CONSOLE, GRANT_STORE
 from vmm.monitor.paravirt.access import GuestAccess
@@ -215,6 +216,12 @@ class Builder:
         store.notify = lambda: domain.events.notify(self.store_port)
         console.notify = lambda: domain.events.notify(self.console_port)
         domain.store, domain.console = store, console
+
+        def arrived() -> None:
+            if not console.arrived():
+                domain.events.raise_virq(Virq.CONSOLE)
+
+        machine.devices.uart.on_arrival = arrived
         domain.grants.seed(GRANT_CONSOLE, console_frame)
         domain.grants.seed(GRANT_STORE, store_frame)
         store.publish(

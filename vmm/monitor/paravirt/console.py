@@ -100,6 +100,12 @@ class Console:
         if self._exchange():
             self.notify()
 
+    def arrived(self) -> bool:
+        """Somebody has typed: into the ring with it, if the guest uses that; whether it does."""
+        if self.ring_used and self._exchange():
+            self.notify()
+        return self.ring_used
+
     def drain(self) -> None:
         """What is left in the ring when the domain ends has been written, too."""
         self._serial.send(self._out.take(rings.CONSOLE_OUT_SIZE))
