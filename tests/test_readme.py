@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.terminals import terminals
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -139,3 +142,39 @@ def test_the_statuses_shown_are_the_real_ones() -> None:
     shown = README.split("the even ones are ours:\n\n")[1].split("\n\n## ")[0]
     for line in shown.splitlines():
         assert line.strip() in printed
+
+
+def test_the_script_shown_is_a_real_one(tmp_path: Path) -> None:
+    """The script in the README does with its guest what is shown there, and tells of one that does not shout back."""
+    _, found, after = README.partition("    # shout.txt: ")
+    script, _, after = (found + after).partition("\n\n    $ ")
+    command, _, after = after.partition("\n")
+    shown, _, after = after.partition("\n\n")
+    (tmp_path / "shout.txt").write_text("\n".join(line[4:] for line in script.splitlines()) + "\n")
+    done = run(command, tmp_path)
+    assert done.stdout.splitlines() == [line[4:] for line in shown.splitlines()]
+    assert done.returncode == 0
+    quiet = tmp_path / "quiet.asm"
+    quiet.write_text((ROOT / "guests/echo.asm").read_text().replace("sub al, 'a' - 'A'", "nop"))
+    shutil.copytree(ROOT / "guests/include", tmp_path / "include")
+    done = run(command.replace("guests/echo.asm", str(quiet)), tmp_path)
+    assert done.returncode == 16
+    told = done.stderr.splitlines()[-1].replace(f"{tmp_path}/", "").rpartition(" in ")[0]
+    assert f"    {told} in " in after
+
+
+def test_the_prompt_shown_is_a_real_one() -> None:
+    """What the README shows at the prompt of Ctrl-A c is what is there."""
+    _, _, after = README.partition("    $ python -m vmm run -i guests/echo.asm\n")
+    shown = [line[4:] for line in after.partition("\n\n")[0].splitlines()]
+    told, ready, answer, where, *asked, cont = shown
+    with terminals() as start:
+        terminal = start("run", "-i", "guests/echo.asm")
+        assert terminal.until(f"{ready}\r\n".encode()).decode() == f"{told}\r\n"
+        terminal.type(b"hello")
+        terminal.until(answer.encode())
+        assert terminal.pause().decode().strip() == where
+        terminal.type(asked[0].removeprefix("(vmm) ").encode() + b"\r")
+        assert "(vmm) " + terminal.until(b"\r\n(vmm) ").decode() == "\r\n".join(asked)
+        terminal.type(cont.removeprefix("(vmm) ").encode() + b"\r\x01x")
+        assert terminal.end()[0] == 0

@@ -214,7 +214,9 @@ def _tell(
         end = f"exit by {outcome.detail}"
     if written > CONSOLE_LIMIT:
         say(f"the first {CONSOLE_LIMIT >> 20}M of {written} bytes of console are kept for the report")
-    if unseen is not None:
+    if outcome.kind == "unseen" and unseen is not None:
+        end = f"{unseen.where}: {outcome.detail}"
+    elif unseen is not None:
         end += f"; {unseen.where}: {shown(unseen.text)} was not seen"
     took = f"{result.seconds:.3f} s"
     if result.counted:
