@@ -35,7 +35,7 @@ from vmm.machine.delivery import Fault, TripleFault
 from vmm.machine.devices.disk import Disk
 from vmm.machine.devices.system import exit_status
 from vmm.machine.memory import ONES, Memory
-from vmm.machine.msrs import TSC, Msrs
+from vmm.machine.msrs import BIOS_SIGN, PLATFORM_ID, TSC, Msrs
 from vmm.machine.pc import Devices, Model
 from vmm.machine.platform import fit
 from vmm.machine.ports import PortExits
@@ -101,6 +101,8 @@ class Machine:
         self.cpuid = Cpuid()
         self.msrs = Msrs()
         self.msrs.attach(TSC, self.tsc, self.set_tsc)
+        self.msrs.fix(PLATFORM_ID, 0)
+        self.msrs.hold(BIOS_SIGN)
         self.tsc_moved: Callable[[], None] = lambda: None  # the guest has written its counter
         self.kvm: Kvm | None = None  # the paravirtual interface, where the guest is offered one
         self.bus = PortBus()

@@ -36,6 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 NO_EXCEPTION = 0xFFFFFFFF
+RESET_MXCSR = 0x1F80  # SDM volume 3A, table 9-1: all exceptions of SSE masked
 _DB, _UD, _PF = 1, 6, 14
 INTERCEPT = 0x100  # what the engine adds to the code of a #VMEXIT
 _FLUSH_TLB = U.UC_CTL_TLB_FLUSH | 1 << 30
@@ -90,6 +91,7 @@ class Engine:
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits([])
         self._set_tlb_mode(False)
+        self._uc.reg_write(X.UC_X86_REG_MXCSR, RESET_MXCSR)  # the library starts with 0
         self._warm_up()
         self.state = self._make_state(live and self._native)
         self._install()
