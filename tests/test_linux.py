@@ -7,24 +7,24 @@ compared with QEMU's.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
-import subprocess
-import threading
 from collections import Counter
+from itertools import islice
 
 import pytest
 
 from tests.oracles import require, require_linux
+from tools.linux import logs
+from tools.linux.logs import MEMORY
+from tools.lockstep.search import Found, Search
+from vmm.image import kallsyms
 from vmm.image.load import ModuleFile, load_image
 from vmm.vm import UNMODIFIED, ClockName, Paravirt, Result, VirtualMachine
 
-MEMORY = 64 << 20
-COMMANDS = "exercise; container"
-READY = b"userspace: ready"
+COMMANDS = "machine; exercise; container"
+READY = "userspace: ready"
 TIMEOUT = 600  # seconds
-# Without what this small PC does not have; at the address that it was linked for; without the self-tests of its
-# cryptography, which are half of the instructions of a boot.
-SMALL_PC = "console=ttyS0 acpi=off noapic nolapic pci=off nokaslr cryptomgr.notests"
 
 
 @functools.cache
@@ -34,47 +34,28 @@ def boot(
     """Linux in a mode until it has run `commands` and powered off; kept, for another test to look at, too."""
     kernel, initrd = require_linux()
     image = load_image(
-        kernel,
-        memory=MEMORY,
-        command_line=f'{SMALL_PC} vmm.run="{commands}"',
-        modules=[ModuleFile(initrd)],
+        kernel, memory=MEMORY, command_line=logs.command_line(commands), modules=[ModuleFile(initrd)]
     )
     return VirtualMachine(image, mode, memory=MEMORY, clock=clock, paravirt=paravirt).run(None, TIMEOUT)
 
 
 def printed(console: bytes) -> list[str]:
-    """What userspace printed, without the kernel's own lines, which tell the time."""
-    _, found, after = console.partition(READY)
-    assert found, f"no userspace: {console[-2000:].decode(errors='replace')}"
-    lines = after.decode().replace("\r", "").splitlines()
-    return [line for line in lines if line and not re.match(r"\[ *\d+\.\d+\]", line)]
+    """What userspace printed, without what it tells of the machine and without the kernel's own lines."""
+    lines = logs.sections(console)["log"]
+    assert READY in lines, f"no userspace: {console[-2000:].decode(errors='replace')}"
+    after = lines[lines.index(READY) + 1 :]
+    return [line for line in after if line and not re.match(r"\[ *\d+\.\d+\]", line)]
 
 
-def on_qemu(commands: str) -> list[str]:
-    """The same on QEMU's small PC. A kernel without power management only halts: the line before ends it."""
+@functools.cache
+def on_qemu(commands: str) -> bytes:
+    """The same on QEMU's small PC: its console."""
     kernel, initrd = require_linux()
-    command = [
-        *(require("qemu-system-i386"), "-M", "isapc", "-cpu", "pentium3", "-m", "64", "-net", "none"),
-        *("-kernel", str(kernel), "-initrd", str(initrd), "-append", f'{SMALL_PC} vmm.run="{commands}"'),
-        *("-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot"),
-    ]
-    console = b""
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        timer = threading.Timer(120, process.kill)
-        timer.start()
-        for line in process.stdout:
-            console += line
-            if b"System halted" in line:
-                break
-        timer.cancel()
-        process.kill()
-    return printed(console)
+    return logs.on_qemu(require("qemu-system-i386"), kernel, initrd, commands)
 
 
-def test_an_unmodified_linux_does_under_hardware_assist_and_translation_what_it_does_on_qemu() -> None:
-    """Files, pipes, twenty processes, signals, a container: each line as on QEMU. And of two monitors as unlike as
-    can be, the whole boot is the same to the last byte of the log and the last of three billion instructions."""
+def test_an_unmodified_linux_does_under_hardware_assist_what_it_does_on_qemu() -> None:
+    """Files, pipes, twenty processes, signals, a container: each line as on QEMU."""
     hvm = boot("hvm", COMMANDS)
     assert (hvm.outcome.kind, hvm.outcome.status) == ("halt", 0)
     assert b"reboot: System halted" in hvm.console
@@ -83,8 +64,13 @@ def test_an_unmodified_linux_does_under_hardware_assist_and_translation_what_it_
     assert "container: box, process 1" in lines
     assert "container: over the limit: 1" in lines
     assert lines[-1] == "userspace: status 0"
-    assert lines == on_qemu(COMMANDS)
-    translated = boot("bt", COMMANDS)
+    assert lines == printed(on_qemu(COMMANDS))
+
+
+def test_under_translation_all_is_the_same_to_the_last_byte() -> None:
+    """Of two monitors as unlike as can be, a boot is the same to the last byte of the log and the last of three
+    billion instructions."""
+    hvm, translated = boot("hvm", COMMANDS), boot("bt", COMMANDS)
     assert translated.console == hvm.console
     assert (translated.outcome, translated.instructions) == (hvm.outcome, hvm.instructions)
     assert translated.registers == hvm.registers
@@ -104,8 +90,8 @@ OF_THE_PROCESSOR = (
 
 def messages(console: bytes) -> Counter[str]:
     """The kernel's lines without their times, and how often each came."""
-    found = re.findall(rb"^\[ *\d+\.\d+\] ([^\r\n]*)", console, re.MULTILINE)
-    return Counter(line.decode() for line in found)
+    found = (re.match(r"\[ *\d+\.\d+\] (.*)", line) for line in logs.sections(console)["log"])
+    return Counter(match[1] for match in found if match)
 
 
 def test_a_kernel_that_finds_kvm_takes_its_clock_and_is_otherwise_the_same() -> None:
@@ -128,12 +114,45 @@ def test_a_kernel_that_finds_kvm_takes_its_clock_and_is_otherwise_the_same() -> 
     assert reads[1] * 4 < reads[0]
 
 
+def test_the_kernel_says_of_its_machine_what_it_says_on_qemu_but_for_what_is_explained() -> None:
+    """The log, dmesg, /proc/cpuinfo, /proc/interrupts and more of /proc: each line that only one of the two has is
+    explained by a row of the table, and the table has no row that nothing needs."""
+    found = logs.compare(boot("hvm", COMMANDS).console, on_qemu(COMMANDS))
+    assert found.unexplained == []
+    assert found.unused == []
+
+
+def test_the_kernels_own_symbols_are_read_as_the_kernel_reads_them() -> None:
+    """From its memory, what /proc/kallsyms tells root: address, kind and name."""
+    hvm = boot("hvm", COMMANDS)
+    found = kallsyms.find(hvm.memory)
+    assert found is not None
+    symbols = zip(found.addresses, found.kinds, found.names, strict=True)
+    lines = "".join(f"{address:08x} {kind} {name}\n" for address, kind, name in islice(symbols, 5000))
+    (line,) = logs.sections(hvm.console)["symbols"]
+    assert hashlib.sha256(lines.encode()).hexdigest() == line.split()[0]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("mode", UNMODIFIED)
 def test_linux_boots_by_the_wall_clock_too(mode: str) -> None:
     """Where time is the host's, and trap-and-emulate apart, userspace is reached and says the same."""
     result = boot(mode, "exercise", "host")
     if mode == "trap":  # shows the kernel its real IF by PUSHF: it never gets to print
-        assert READY not in result.console
+        assert READY.encode() not in result.console
     else:
-        assert printed(result.console) == on_qemu("exercise")
+        assert printed(result.console) == printed(on_qemu("exercise"))
+
+
+@pytest.mark.long
+def test_lock_step_finds_the_instruction_with_which_trap_goes_wrong() -> None:
+    """Over two billion instructions after the start, with the function that it is in."""
+    kernel, initrd = require_linux()
+    image = load_image(kernel, memory=MEMORY, command_line=logs.SMALL_PC, modules=[ModuleFile(initrd)])
+    found = Search(*(VirtualMachine(image, mode, memory=MEMORY) for mode in ("native", "trap"))).run()
+    assert isinstance(found, Found)
+    blamed = found.divergence
+    assert blamed.instruction == "pushfd" and blamed.symbol.startswith("vprintk_store+")
+    assert blamed.explained and blamed.at > 2_000_000_000
+    (store,) = found.stores
+    assert (store.after[0] ^ store.after[1]) == 0x200  # IF

@@ -10,7 +10,7 @@ import pytest
 
 from tests.oracles import require_linux
 from tests.terminals import Start, terminals
-from tests.test_linux import SMALL_PC
+from tools.linux.logs import SMALL_PC
 from vmm.cli import status
 
 BOOT = 300  # seconds

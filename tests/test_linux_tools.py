@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.linux import cpio, initramfs, modules
+from tools.linux import cpio, initramfs, logs, modules
+from tools.linux.explained import Row
 
 
 def test_the_archive_is_what_cpio_reads(tmp_path: Path) -> None:
@@ -101,3 +102,54 @@ def test_the_same_parts_make_the_same_initrd(tmp_path: Path) -> None:
     data = gzip.decompress(disk)
     for part in (b"busybox", b"lib/modules/6.1/base.ko", b"userspace: ready", b"exercise: done"):
         assert part in data
+
+
+LOG = b"""\
+[    0.000000] Linux version 6.1\r
+[    0.1] {}\r
+machine: /proc/cpuinfo\r
+flags\t\t: fpu {}\r
+bogomips\t: {}\r
+machine: done\r
+userspace: status 0\r
+"""
+EXPLAINED = (
+    Row("speed", "it is another", ours=("fast",), theirs=("slow",)),
+    Row("a flag", "we have it", ours=("flag sse2",)),
+    Row("luck", "it depends", theirs=("lucky",), sometimes=True),
+)
+
+
+def console(*words: str) -> bytes:
+    return LOG.replace(b"{}", b"%s") % tuple(word.encode() for word in words)
+
+
+def test_logs_differ_in_what_no_row_explains_and_rows_must_be_needed() -> None:
+    """A line that one of two logs has is explained by its row, by no other's, and not at all without one; numbers of
+    time do not differ; a row that explains nothing is told, unless it holds only sometimes."""
+    ours, theirs = console("fast", "sse sse2", "200.1"), console("slow", "sse", "173.5")
+    found = logs.compare(ours, theirs, EXPLAINED)
+    assert not found.unexplained
+    assert {row.what for row in found.explained} == {"speed", "a flag"}
+    assert not [text for text in found.unused if ": " in text]
+    found = logs.compare(ours, console("lucky", "mmx", "1"), EXPLAINED)
+    assert found.unexplained == [
+        ("/proc/cpuinfo", "ours", "flag sse"),
+        ("/proc/cpuinfo", "theirs", "flag mmx"),
+    ]
+    assert "speed: theirs: slow" in found.unused
+    found = logs.compare(theirs, ours, EXPLAINED)
+    assert ("log", "ours", "slow") in found.unexplained and ("log", "theirs", "fast") in found.unexplained
+
+
+def test_what_the_script_prints_is_apart_from_the_log() -> None:
+    """By what it says it is; what comes after it belongs to the log again."""
+    found = logs.sections(console("fast", "sse", "1"))
+    assert list(found) == ["log", "/proc/cpuinfo"]
+    assert found["log"][-1] == "userspace: status 0"
+
+
+def test_the_document_has_the_table_of_what_is_explained() -> None:
+    """As `python -m tools.linux.logs --table` prints it."""
+    document = Path(__file__).parent.parent / "docs/linux.md"
+    assert logs.table() in document.read_text()

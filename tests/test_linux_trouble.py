@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.oracles import require_linux
-from tests.test_linux import SMALL_PC, printed
+from tests.test_linux import printed
+from tools.linux.logs import SMALL_PC
 from vmm.cli.main import main
 from vmm.image.load import ModuleFile, load_image
 from vmm.machine.devices.disk import FileDisk

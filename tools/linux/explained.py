@@ -170,7 +170,7 @@ ROWS = (
         "QEMU's counter is the host's: whether the kernel can calibrate it, and trusts it, depends on the host's "
         "load; ours counts the guest's own time",
         ours=(
-            r"tsc: Fast TSC calibration using PIT",
+            r"tsc: (Fast TSC calibration (using PIT|failed)|Using PIT calibration value)",
             r"tsc: Detected [\d.]+ MHz processor",
             r"clocksource: tsc(-early)?: mask: .*",
             r"clocksource: Switched to clocksource tsc(-early)?",

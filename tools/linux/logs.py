@@ -74,8 +74,8 @@ def sections(console: bytes) -> dict[str, list[str]]:
     name, found = "log", dict[str, list[str]]()
     for line in console.decode(errors="replace").replace("\r", "").splitlines():
         if match := _SECTION.fullmatch(line):
-            name = match[1]
-        elif name != "done":
+            name = "log" if match[1] == "done" else match[1]
+        else:
             found.setdefault(name, []).append(line)
     return found
 
