@@ -37,6 +37,7 @@ class DeviceMemory:
         self._windows: dict[int, int] = {}  # index of the device, by page address
         self.open = False  # one instruction is being executed that may reach them
         self.asked = False  # an access has been refused, and not yet been looked after
+        self.given = 0  # how often a page has been given while open
 
     def attach(self, page: int, device: MemoryDevice) -> None:
         """Let `device` answer at the page with this address. Memory, where there is some, answers first."""
@@ -59,6 +60,7 @@ class DeviceMemory:
         if not self.open:
             self.asked = True
             return None
+        self.given += 1
         return WINDOW + PAGE * self._windows[frame]
 
     # By the engine, in its window
