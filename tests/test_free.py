@@ -21,7 +21,12 @@ def flat(code: str) -> Image:
 def test_guests_run_free_as_they_do_counted(expectation: Expectation, mode: str) -> None:
     """Uncounted, each guest prints and ends as its table row says, interrupts and all."""
     machine = VirtualMachine(
-        image_of(expectation, mode), mode, memory=MEMORY, clock="host", console_input=expectation.input
+        image_of(expectation, mode),
+        mode,
+        memory=MEMORY,
+        clock="host",
+        console_input=expectation.input,
+        model=expectation.model,
     )
     result = machine.run()
     check(expectation, result)

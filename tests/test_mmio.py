@@ -5,12 +5,16 @@ The device is mostly the local APIC, whose registers show what arrived; an exact
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 
 from tests.machines import DATA, PAGING_ON, Lab, enable_paging, lab
 from vmm.isa.vectors import Vector
+from vmm.machine.clock import HostClock
+from vmm.machine.control import Control
 from vmm.machine.devices import apic, ioapic
 from vmm.machine.machine import Machine
 from vmm.machine.mmio import PAGE, WINDOW_PAGES, DeviceMemory
@@ -52,22 +56,29 @@ class Exact:
         self.seen.append((self.machine.retired(), "write", offset, size, value))
 
 
-def attach(way: str):  # type: ignore[no-untyped-def]
+def attach(way: str) -> Callable[[Machine], Control]:
     return hardware("", "shadow") if way == "hvm by shadow" else MODES[way].attach
 
 
-def run(source: str, way: str, limit: int = 3000, **options: object) -> tuple[Lab, Exact]:
+class Ran(NamedTuple):
+    """A guest that has run: its machine, the device, and how it ended."""
+
+    made: Lab
+    device: Exact
+    kind: str
+
+
+def run(source: str, way: str, limit: int = 3000, **options: object) -> Ran:
     """A guest on the machine `pc`, which also has an `Exact`."""
     devices: list[Exact] = []
 
-    def with_device(machine: Machine):  # type: ignore[no-untyped-def]
+    def with_device(machine: Machine) -> Control:
         devices.append(Exact(machine))
         machine.memory.devices.attach(EXACT, devices[0])
         return attach(way)(machine)
 
     made = lab(NAMES + source, attach=with_device, model="pc", **options)  # type: ignore[arg-type]
-    made.outcome = made.run(limit)  # type: ignore[attr-defined]
-    return made, devices[0]
+    return Ran(made, devices[0], made.run(limit).kind)
 
 
 STOP = "\nstop: jmp stop\n"
@@ -419,15 +430,15 @@ def test_a_page_table_in_a_device_is_walked(way: str) -> None:
         mov dword [TABLE + 4], 0x5678
         mov ebx, [DATA + 4]
         mov ecx, [TABLE + 0x1000]"""
-    made, device = run(source + STOP, way, memory=paged(FOR_ALL))
+    made, device, _ = run(source + STOP, way, memory=paged(FOR_ALL))
     assert (made.reg("eax"), made.reg("ebx")) == (0x1234, 0x5678)
     assert device.words[0] == DATA | 0x67
     assert (made.vector, made.reg("cr2")) == (Vector.PF, TABLE + 0x1000)
 
 
-def compared(made: Lab, device: Exact) -> dict[str, object]:
+def compared(made: Lab, device: Exact, kind: str) -> dict[str, object]:
     return made.everything() | {
-        "outcome": made.outcome.kind,  # type: ignore[attr-defined]
+        "outcome": kind,
         "vector": made.vector,
         "seen": device.seen,
         "apic": made.machine.devices.chipset.apic.state,  # type: ignore[union-attr]
@@ -488,7 +499,7 @@ FOUND = {
 @pytest.mark.parametrize("name", FOUND)
 def test_an_access_arrives_once_and_at_its_instruction(name: str) -> None:
     """As its number of instructions says, itself among the retired ones; it is cut off at the end of a page."""
-    made, device = run(PROGRAMS[name] + STOP, "native")
+    made, device, _ = run(PROGRAMS[name] + STOP, "native")
     assert device.seen == FOUND[name]
     if name == "across the end of the page":  # past it is an empty bus
         assert (made.reg("eax"), made.reg("ecx")) == (0xFFFF0000, 0x0000FFFF)
@@ -497,28 +508,49 @@ def test_an_access_arrives_once_and_at_its_instruction(name: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupt_that_a_store_causes_comes_before_the_next_instruction(way: str) -> None:
     """A message to itself, and a timer that is due four instructions later, inside a block, are exact."""
-    made, _ = run(PROGRAMS["a message, and what comes right after it"] + STOP, way)
+    made, _, _ = run(PROGRAMS["a message, and what comes right after it"] + STOP, way)
     assert (made.vector, made.reg("ebx")) == (0x80, 0)
-    made, _ = run(PROGRAMS["the timer, due within a block"] + STOP, way)
+    made, _, _ = run(PROGRAMS["the timer, due within a block"] + STOP, way)
     assert (made.vector, made.reg("ebx")) == (0x80, 4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_access_while_nothing_is_counted(way: str) -> None:
+    """By the wall clock the CPU runs uncounted until the first access, which needs it stopped."""
+    source = "mov dword [EXACT], 7\n inc dword [EXACT]\n add eax, [EXACT]\n cli\n hlt"
+    devices: list[Exact] = []
+
+    def with_device(machine: Machine) -> Control:
+        devices.append(Exact(machine))
+        machine.memory.devices.attach(EXACT, devices[0])
+        return attach(way)(machine)
+
+    made = lab(NAMES + source, attach=with_device, model="pc", clock=HostClock())
+    assert made.machine.run(None, free=True).kind == "halt"
+    assert made.reg("eax") == 8 and [entry[1:] for entry in devices[0].seen] == [
+        ("write", 0, 4, 7),
+        ("read", 0, 4, 7),
+        ("write", 0, 4, 8),
+        ("read", 0, 4, 8),
+    ]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_timer_counts_instructions(way: str) -> None:
     """One count is ten nanoseconds, and so is an instruction."""
-    made, _ = run(PROGRAMS["the timer, counted"] + STOP, way)
+    made, _, _ = run(PROGRAMS["the timer, counted"] + STOP, way)
     assert (made.reg("eax"), made.reg("ebx")) == (999, 996)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_local_apic_can_be_moved_and_switched_off(way: str) -> None:
     """By its MSR, whose reserved bits fault; at the old address is an empty bus then, and off is off until reset."""
-    made, _ = run(PROGRAMS["the address moved"] + STOP, way)
+    made, _, _ = run(PROGRAMS["the address moved"] + STOP, way)
     assert made.data(DATA, 4) == (0xFEE00900).to_bytes(4, "little")
     assert (made.reg("esi"), made.reg("edi")) == (0xFFFFFFFF, 0xFFFFFFFF)
     assert made.reg("ebp") == 0xFFFFFFFF and made.reg("eax") == 0xFEE00100
     assert not made.reg("edx") & 1 << 9  # CPUID's
-    made, _ = run(PROGRAMS["the address refused"] + STOP, way)
+    made, _, _ = run(PROGRAMS["the address refused"] + STOP, way)
     assert made.vector == Vector.GP
 
 

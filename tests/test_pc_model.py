@@ -63,10 +63,10 @@ class Board:
 
 @pytest.mark.parametrize(("irq", "pin"), [(TIMER_IRQ, 2), (KEYBOARD_IRQ, 1), (DISK_IRQ, 14), (9, 9)])
 def test_each_line_reaches_its_pin(irq: int, pin: int) -> None:
-    """The number of the line, but for the timer's, which the tables say is on pin 2; the old controllers hear it, too."""
+    """The number of the line, but for the timer's, which is on pin 2; the old controllers hear it, too."""
     board = Board()
     board.redirect(pin, 0x60)
-    line = board.devices._line(irq)
+    line = board.devices.line(irq)
     line(True)
     assert board.pin and board.devices.acknowledge() == 0x60
     lines = board.devices.pics.state.slave.lines << 8 | board.devices.pics.state.master.lines
@@ -79,7 +79,7 @@ def test_the_old_controllers_reach_the_processor_as_before() -> None:
     pics = board.devices.pics
     for port, value in ((0, 0x11), (1, 0x20), (1, 4), (1, 1), (1, 0)):
         pics.master.write(port, 1, value)
-    board.devices._line(KEYBOARD_IRQ)(True)
+    board.devices.line(KEYBOARD_IRQ)(True)
     assert board.pin and board.devices.acknowledge() == 0x21
 
 

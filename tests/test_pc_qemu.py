@@ -1,7 +1,7 @@
 """PCI, the local APIC and the IO-APIC against QEMU's: the same loads and stores on both, the same answers.
 
-One guest with a script of accesses runs on our machine `pc` and on QEMU's, interrupts off, and prints each answer. Not
-compared is what differs for a reason, by a mask beside it: QEMU's chips are later ones, and have more in them.
+One guest with a script of accesses runs on our machine `pc` and on QEMU's, interrupts off, and prints each answer.
+Not compared is what differs for a reason, by a mask beside it: QEMU's chips are later ones, and have more in them.
 """
 
 from __future__ import annotations
@@ -91,16 +91,27 @@ def pci_get(function: int, register: int, mask: int = ALL) -> list[Step]:
 
 def local_apic(random: Random) -> list[Step]:
     """Registers as written, messages to itself with interrupts off, and their ends."""
-    steps = [put(apic.SVR, apic.ENABLE | 0xFF), get(apic.SVR, 0x1FF), get(apic.ID), get(apic.VERSION_REGISTER, 0xF0)]
+    steps = [
+        put(apic.SVR, apic.ENABLE | 0xFF),
+        get(apic.SVR, 0x1FF),
+        get(apic.ID),
+        get(apic.VERSION_REGISTER, 0xF0),
+    ]
     for register, mask in (
         (apic.TPR, 0xFF), (apic.LDR, ALL), (apic.DFR, ALL), (apic.ICR_HIGH, 0xFF00_0000), (apic.LVT_TIMER, 0x100FF),
         (apic.LVT_LINT0, 0x100FF), (apic.LVT_LINT1, 0x107FF), (apic.LVT_ERROR, 0x100FF), (apic.DIVIDE, 0xB),
     ):  # fmt: skip
         # What is reserved QEMU keeps as written.
-        steps += [put(register, random.getrandbits(32) & mask | apic.MASKED * (register in _LVT)), get(register)]
+        steps += [
+            put(register, random.getrandbits(32) & mask | apic.MASKED * (register in _LVT)),
+            get(register),
+        ]
     steps += [put(apic.TPR, 0), put(apic.INITIAL_COUNT, 0), get(apic.CURRENT_COUNT), get(apic.INITIAL_COUNT)]
     for _ in range(30):
-        steps += [put(apic.ICR_LOW, random.randrange(16, 256) | 1 << 18), put(apic.TPR, random.getrandbits(8))]
+        steps += [
+            put(apic.ICR_LOW, random.randrange(16, 256) | 1 << 18),
+            put(apic.TPR, random.getrandbits(8)),
+        ]
         bank = random.choice((apic.IRR, apic.ISR, apic.TMR))
         steps += [get(bank + 16 * i) for i in range(8)]
         steps += [get(apic.PPR), put(apic.EOI, 0)]
@@ -122,7 +133,7 @@ def io_apic(random: Random) -> list[Step]:
 
 
 def pci(random: Random) -> list[Step]:
-    """Who is there, and what can be changed of them: not the power management function, QEMU's bus master and display."""
+    """Who is there, and what can be changed: not QEMU's power management function, bus master and display."""
     steps: list[Step] = [(OUT, CONFIG_ADDRESS, 0), (IN, CONFIG_DATA, ALL), (IN, CONFIG_ADDRESS, ALL)]
     for function in (HOST, ISA, IDE, 0x0A00, 0x1F00, 0x1_0000):
         steps += pci_get(function, 0)
@@ -150,7 +161,9 @@ def answers(console: bytes, steps: list[Step]) -> list[int]:
 def compare(steps: list[Step], folder: Path) -> None:
     script = b"".join(struct.pack("<III", *step) for step in steps) + bytes(12)
     source = folder / "script.asm"
-    source.write_text(GUEST + "\n".join(f"        dd {word:#x}" for (word,) in struct.iter_unpack("<I", script)))
+    source.write_text(
+        GUEST + "\n".join(f"        dd {word:#x}" for (word,) in struct.iter_unpack("<I", script))
+    )
     image = load_image(source, memory=16 << 20)
     build_elf(image, folder / "script.elf")
     console, status = run_qemu(folder / "script.elf")

@@ -21,7 +21,7 @@ OK, TRIPLE_FAULT, BUDGET, TIMEOUT, UNEXPLAINED, UNSEEN = 0, 8, 10, 12, 14, 16
 
 STATUSES: tuple[tuple[int | str, str], ...] = (
     ("odd", "the guest's own: it wrote VALUE to isa-debug-exit; the status is VALUE << 1 | 1"),
-    (OK, "done; for run: the guest halted for good or reset the machine, --until was seen, or Ctrl-A x"),
+    (OK, "done; for run: the guest halted for good, reset or switched off, --until was seen, or Ctrl-A x"),
     (UsageError.status, "the command line asks for something that makes no sense"),
     (ImageError.status, "bad image: the guest is missing, malformed, or does not fit"),
     (GuestError.status, "the guest did something that this machine cannot go on from"),

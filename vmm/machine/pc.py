@@ -80,10 +80,10 @@ class Devices:
             )
         self.pics = PicPair(interrupt if self.chipset is None else self.chipset.extint)
         self.acknowledge = self.pics.acknowledge if self.chipset is None else self.chipset.apic.acknowledge
-        self.pit = Pit(self._line(TIMER_IRQ), now)
+        self.pit = Pit(self.line(TIMER_IRQ), now)
         self.speaker = SpeakerPort(self.pit, now)
-        self.uart = Uart(self._line(COM1_IRQ), console)
-        self.rtc = Rtc(self._line(RTC_IRQ), now, memory_size)
+        self.uart = Uart(self.line(COM1_IRQ), console)
+        self.rtc = Rtc(self.line(RTC_IRQ), now, memory_size)
         self.a20 = A20Gate(a20)
         self.port92 = Port92(self.a20, reset)
         self.debug_console = DebugConsole(console)
@@ -103,23 +103,23 @@ class Devices:
         bus.attach(0x3DA, 1, self.crtc.status, "VGA status")
         self.keyboard: I8042 | None = None
         if keyboard:
-            lines = self._line(KEYBOARD_IRQ), self._line(MOUSE_IRQ)
+            lines = self.line(KEYBOARD_IRQ), self.line(MOUSE_IRQ)
             self.keyboard = I8042(*lines, Keyboard(), self.a20, reset)
             bus.attach(0x60, 1, self.keyboard.data, "keyboard data")
             bus.attach(0x64, 1, self.keyboard, "keyboard")
         self.ide: Ide | None = None
         if disk is not None:
-            self.ide = Ide(self._line(DISK_IRQ), disk)
+            self.ide = Ide(self.line(DISK_IRQ), disk)
             self.rtc.describe_disk(default_geometry(disk.sectors))
             bus.attach_data(DISK, self.ide.data, "disk data")
             bus.attach(DISK + 1, 7, self.ide, "disk")
             bus.attach(DISK_CONTROL, 1, self.ide.control, "disk control")
         self._timed: tuple[Timed, ...] = (self.pit, self.rtc)
         if self.chipset is not None:
-            self.chipset.add_power(bus, self._line(SCI_IRQ), now, power_off)
+            self.chipset.add_power(bus, self.line(SCI_IRQ), now, power_off)
             self._timed = (*self._timed, self.chipset.apic, self.chipset.power)
 
-    def _line(self, irq: int) -> Line:
+    def line(self, irq: int) -> Line:
         """An interrupt line of the PC/AT's, to hand to the device that drives it."""
         old = self.pics.line(irq)
         return old if self.chipset is None else self.chipset.line(irq, old)

@@ -81,9 +81,9 @@ def isa_bridge() -> Function:
 
 
 def ide() -> Function:
-    """Its second function: both channels decoded at the PC/AT's ports, timings as the guest sets them."""
+    """Its second function: the primary channel decoded at the PC/AT's ports, timings as the guest sets them."""
     made = _function(0x7010, 0x010100, 0, IO, IO)
-    made.put(0x40, 4, 0x8000_8000, 0xFFFF_FFFF)
+    made.put(0x40, 4, 0x0000_8000, 0xFFFF_FFFF)
     made.put(0x44, 1, 0, 0xFF)
     return made
 
