@@ -184,9 +184,24 @@ def test_the_command_tells_what_it_found() -> None:
     assert status == 0 and out.startswith("No difference between bt and hvm in ")
 
 
+def test_the_machine_may_be_any_that_run_has(tmp_path: Path) -> None:
+    """A disk, a PC with APIC, KVM's interface, shadow tables under hvm; the disk's file is as it was."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 16))
+    for words in (
+        (GUESTS / "disk.asm", "--disk", disk),
+        (GUESTS / "apic.asm", "--machine", "pc", "--modes", "native,hvm"),
+        (GUESTS / "clock.asm", "--paravirt", "kvm", "--modes", "bt,hvm", "--memory-virtualization", "shadow"),
+    ):
+        status, out, err = run(*words)
+        assert status == 0 and "No difference" in out, err
+    assert disk.read_bytes() == bytes(1 << 16)
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
+        (("--modes", "native,bt", "--intercept", "cr3"), "use --mode hvm"),
         (("--modes", "native"), "give two"),
         (("--modes", "native,pv"), "pv"),
         (("--step", "0"), "--step 0"),

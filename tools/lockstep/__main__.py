@@ -18,11 +18,12 @@ from tools.lockstep.search import LARGEST_STEP, Equal, Found, Search, Trace
 from vmm.cli import status, values
 from vmm.cli.differences import UNEXPLAINED, facts_of, quote
 from vmm.cli.guest import image_of, memory_of
-from vmm.cli.main import Parser, guest_options, say
+from vmm.cli.main import Parser, guest_options, hardware_options, say
+from vmm.cli.run import attach_of
 from vmm.cli.terminal import page, printable
 from vmm.errors import UsageError, VmmError
-from vmm.image.image import Image
-from vmm.vm import UNMODIFIED, VirtualMachine
+from vmm.machine.devices.disk import FileDisk
+from vmm.vm import PARAVIRT, UNMODIFIED, VirtualMachine
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,13 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     guest_options(parser)
+    hardware_options(parser)
     add = parser.add_argument
+    add(
+        "--disk",
+        metavar="FILE[,readonly]",
+        help="an ATA disk for each; what a guest writes to it is forgotten",
+    )
     add("--modes", default="native,bt", help="two, by a comma (default: native,bt)")
     add("--max-instructions", metavar="N", help="look no further")
     add(
@@ -65,15 +72,26 @@ def lockstep(options: argparse.Namespace) -> int:
         raise UsageError(f"--modes {options.modes}: give two, such as native,bt")
     limit = options.max_instructions and values.count("--max-instructions", options.max_instructions)
     step = values.count("--step", options.step)
+    hardware = {mode: attach_of(options, mode) for mode in modes if mode == "hvm" or "hvm" not in modes}
+    paravirt = None if options.paravirt is None else values.paravirt(options.paravirt, PARAVIRT)
+    model = values.model(options.machine)
     memory, console_input = memory_of(options), values.input_bytes(options.input)
     image = image_of(options, memory)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs need not be left whole
-
-    def machine(mode: str, image: Image) -> VirtualMachine:
-        return VirtualMachine(image, mode, memory=memory, console_input=console_input)
-
-    search = Search(*(machine(mode, image) for mode in modes), limit=limit, largest=step, told=_tell)
-    found = search.run()
+    machines = (
+        VirtualMachine(
+            image,
+            mode,
+            memory=memory,
+            console_input=console_input,
+            attach=hardware.get(mode),
+            disk=_disk(options.disk),
+            paravirt=paravirt,
+            model=model,
+        )
+        for mode in modes
+    )
+    found = Search(*machines, limit=limit, largest=step, told=_tell).run()
     with page() as out:
         if isinstance(found, Equal):
             ends = found.endings[0] or "stopped there"
@@ -83,6 +101,14 @@ def lockstep(options: argparse.Namespace) -> int:
             return status.OK
         _show(out, found)
     return DIFFERENT
+
+
+def _disk(text: str | None) -> FileDisk | None:
+    """The disk of one of the machines, which never changes the file: the other one and the copies have it, too."""
+    if text is None:
+        return None
+    path, access = values.disk(text)
+    return FileDisk(path, "read" if access == "read" else "snapshot")
 
 
 def _tell(at: int, equal: bool) -> None:

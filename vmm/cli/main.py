@@ -185,6 +185,13 @@ def guest_options(parser: Parser) -> None:
     add("--paravirt", metavar="NAME", help="offer the guest a paravirtual interface: kvm")
 
 
+def hardware_options(parser: Parser) -> None:
+    """How hvm is to do it; see `run.attach_of`."""
+    add = parser.add_argument
+    add("--intercept", metavar="NAMES", help="hvm: intercept these, too, by commas: cr3,cpuid,pf,msr:0x174, all")
+    add("--memory-virtualization", metavar="HOW", help="hvm: nested (the default) or shadow page tables")
+
+
 def _add_run(commands: Commands[Parser]) -> None:
     parser = _command(commands, "run", "run a guest; its console goes to standard output")
     guest_options(parser)
@@ -195,8 +202,7 @@ def _add_run(commands: Commands[Parser]) -> None:
         help="bt (the default): binary translation; trap: trap-and-emulate; native: the bare machine; "
         "pv: a guest made for Xen's interface (a source's build with -D PV); hvm: AMD-V",
     )
-    add("--intercept", metavar="NAMES", help="hvm: intercept these, too, by commas: cr3,cpuid,pf,msr:0x174, all")
-    add("--memory-virtualization", metavar="HOW", help="hvm: nested (the default) or shadow page tables")
+    hardware_options(parser)
     add(
         "--clock",
         help="instructions (the default): repeatable; host (the default at a terminal, see -i): wall time",

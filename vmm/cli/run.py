@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         options.clock = "host" if interactive else "instructions"
     if options.clock not in CLOCKS:
         raise UsageError(f"clock {options.clock!r} does not exist: choose {' or '.join(CLOCKS)}")
-    attach = _attach(options, mode)
+    attach = attach_of(options, mode)
     paravirt = None if options.paravirt is None else values.paravirt(options.paravirt, PARAVIRT)
     check_paravirt(paravirt, mode)
     model = values.model(options.machine)
@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _attach(options: argparse.Namespace, mode: str) -> Callable[[Machine], Control] | None:
+def attach_of(options: argparse.Namespace, mode: str) -> Callable[[Machine], Control] | None:
     """What `--intercept` and `--memory-virtualization` make of the mode."""
     asked = {"--intercept": options.intercept, "--memory-virtualization": options.memory_virtualization}
     given = [name for name, value in asked.items() if value is not None]
