@@ -186,12 +186,16 @@ class Engine:
 
         return call
 
+    def _ask_to_stop(self) -> None:
+        self.meter.halt()
+        uclib.uc_emu_stop(self._engine)
+
     def _fail(self, error: BaseException) -> None:
         """Remember what a callback raised, for `run` to raise it."""
         if self._failure is None:
             self._failure = error
         self._requested = True
-        uclib.uc_emu_stop(self._engine)
+        self._ask_to_stop()
 
     def _install(self) -> None:
         guard = self._guarded
@@ -227,7 +231,7 @@ class Engine:
             page = stub.CodePage()
             self._keep.append(page)
             stop = ctypes.cast(uclib.uc_emu_stop, _VOID_P).value or 0
-            code = stub.block_code(stop, ctypes.cast(on_block, _VOID_P).value or 0)
+            code = stub.block_code(stop, ctypes.cast(on_block, _VOID_P).value or 0, exported.check_exit)
             self._block_callback: object = _VOID_P(page.add(code))
         else:
             self._block_callback = sig.ON_CODE(guard(self._on_block_in_python))
@@ -255,7 +259,7 @@ class Engine:
         for ending a run that nothing else can stop.
         """
         self._requested = True
-        uclib.uc_emu_stop(self._engine)
+        self._ask_to_stop()
 
     def attach(self, handler: Handler) -> None:
         """Who handles the exits from now on."""
@@ -378,7 +382,7 @@ class Engine:
     def refuse(self, address: int, access: int) -> None:
         """From a handler, with its own MMU: end `run` with `Stop.REFUSED` for this access."""
         self._refused = address, access
-        uclib.uc_emu_stop(self._engine)
+        self._ask_to_stop()
 
     def write_msr(self, number: int, value: int) -> None:
         """WRMSR, as ring 0 would execute it (only outside `run`)."""
@@ -389,7 +393,7 @@ class Engine:
     def stop(self) -> None:
         """From a handler (not of IN or OUT): leave `run` before the next instruction executes."""
         self._requested = True
-        uclib.uc_emu_stop(self._engine)
+        self._ask_to_stop()
 
     def seal(self) -> None:
         """From any handler: nothing after this moment happens; `run` returns with the state of now.
@@ -405,7 +409,7 @@ class Engine:
             self._set_tlb_mode(False)
             self.walker.close(walker.SEALED)
             self.flush_tlb()
-            uclib.uc_emu_stop(self._engine)
+            self._ask_to_stop()
 
     @property
     def sealed(self) -> bool:
@@ -428,9 +432,11 @@ class Engine:
             self._watch.enter()
             status = uclib.uc_emu_start(self._engine, begin, _U64(0), _U64(0), ctypes.c_size_t(0))
             self.running = False
+            self.meter.resume()
             collapsed = self._watch.leave()
             if self._failure is not None:
                 failure, self._failure = self._failure, None
+                self.meter.take_stopped()
                 self._unseal()
                 raise failure
             if not self._sites.new:
@@ -593,7 +599,7 @@ class Engine:
             return
         self._sites.found(self._handler.on_translated(address, size), address, size)  # type: ignore[union-attr]
         if self._sites.new:
-            uclib.uc_emu_stop(self._engine)
+            self._ask_to_stop()
 
     def _hook_site(self, site: int) -> ctypes.c_size_t:
         return self._hook(U.UC_HOOK_CODE, self._on_site_callback, begin=site, end=site)
@@ -609,7 +615,7 @@ class Engine:
             self.state.load()
             if self._handler.on_site(address & 0xFFFFFFFF):  # type: ignore[union-attr]
                 self._sites.stopped = True
-                uclib.uc_emu_stop(self._engine)
+                self._ask_to_stop()
             else:
                 self._sites.leave(self.state)
 
@@ -623,7 +629,7 @@ class Engine:
         shadow = state.inhibited
         if not shadow and meter.poll & state.system_flags:
             meter.words[stub.STOPPED // 4] = 1
-            uclib.uc_emu_stop(self._engine)
+            self._ask_to_stop()
             return
         known_address, known_size, instructions = self._translated
         if (known_address, known_size) != (address, size) or address & 0xFFFFFFFF in self.foreign:
@@ -631,10 +637,10 @@ class Engine:
         last_in_shadow = shadow and self._handler.is_repeated(address, size)  # type: ignore[union-attr]
         restarted = instructions == 1 and self._restarted(address, size)
         if return_address and not restarted and not last_in_shadow:
-            meter.patch(return_address, size, instructions)
+            meter.remember(return_address, size, instructions, exported.check_exit)
         before = meter.budget
         if not meter.charge(address & 0xFFFFFFFF, size, instructions):
-            uclib.uc_emu_stop(self._engine)
+            self._ask_to_stop()
         elif last_in_shadow or state.system_flags & stub.RESUMED:
             state.set_system_flags(stub.RESUMED)
             if last_in_shadow:

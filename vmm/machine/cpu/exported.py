@@ -35,6 +35,11 @@ _number_of = _function("qemu_ram_addr_from_host", _U64, _VOID_P, _VOID_P)  # eng
 _drop = _function("tb_invalidate_phys_range", None, _VOID_P, _U64, _U64)  # engine, first number, end
 
 
+_check_exit = getattr(uclib, "helper_check_exit_request_x86_64", None)
+check_exit = 0 if _check_exit is None else ctypes.cast(_check_exit, _VOID_P).value or 0
+"""Address of what a block calls to know whether to stop (engine, 0), or 0."""
+
+
 class CodeDropper:
     """Drops the code that was translated from physical memory, wherever that is mapped.
 

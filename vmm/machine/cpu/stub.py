@@ -13,7 +13,8 @@ The *meter* is the memory that the code and Python share:
 
     0   i64  budget        instructions that may still be started; a block that does not fit stops the CPU
     8   u32  poll          stop where EFLAGS has one of these bits: IF for "an interrupt is pending",
-                           bit 1 (always one) for "stop now"; not in an interrupt shadow. RF is always
+                           bit 1 (always one) for "stop now"; not in an interrupt shadow, unless bit 31
+                           (HALTED) is there, too: somebody has asked the engine to stop. RF is always
                            among them: it is not a reason to stop, but over with the next instruction, and
                            the engine would leave it set for the rest of the block, for PUSHF to see
     12  u32  stopped       set by the code when it stops the CPU
@@ -28,6 +29,10 @@ The *meter* is the memory that the code and Python share:
 In such code the number of CPU instructions says nothing, and new blocks are many: so the machine code counts marks
 and writes the number into the translation itself. Python is asked only where the translation is not what it expects.
 
+The engine has each block ask, after the hook, whether to stop: a call and two loads, a tenth of the time of a guest
+under AMD-V. Whoever stops the engine says so in the meter, too, so the hook can ask instead, and that call is taken
+out of a translation on its first visit (`skip_check`). Where the hook stops the CPU, it makes the call itself.
+
 On a host that is not x86-64 there is no such code and the Python callback runs for every block.
 """
 
@@ -36,6 +41,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
+import re
 import struct
 
 from vmm.isa.words import EFlags
@@ -47,10 +53,13 @@ FOREIGN, LENGTH, MARKS = 40, 48, 56
 METER_SIZE = 64
 BEGINS, LOOK = 1, 2
 STOP_NOW = 1 << 1
+HALTED = 1 << 31
 RESUMED = int(EFlags.RF)
 KNOWN = (
     1 << 15
 )  # with the count, in the constant of a translation: it has been here before; the count may be 0
+CHECK = re.compile(rb"\x48\xbf.{8}\x33\xf6(?:\xff\x15(.{4})|\xe8(.{4}))", re.DOTALL)  # see `skip_check`
+SKIP = b"\xeb\x10"  # a jump over the former of the two forms
 PATCH_REACH = 32  # bytes before the call within which the translation loads the hook's arguments
 
 
@@ -81,6 +90,11 @@ class Assembler:
         self.code += bytes((0x0F, opcode + 0x10, 0, 0, 0, 0))
         self._far.append((len(self.code), label))
 
+    def jump(self, label: str) -> None:
+        """A jump with a distance of 32 bits."""
+        self.code += bytes((0xE9, 0, 0, 0, 0))
+        self._far.append((len(self.code), label))
+
     def label(self, name: str) -> None:
         self.labels[name] = len(self.code)
 
@@ -102,8 +116,10 @@ def _quad(value: int) -> bytes:
     return struct.pack("<Q", value)
 
 
-def block_code(stop: int, miss: int) -> bytes:
+def block_code(stop: int, miss: int, check: int) -> bytes:
     """The block hook. `stop` and `miss` are the addresses of `uc_emu_stop` and of the Python callback.
+
+    `check` is that of the engine's own question whether to stop, or 0, and then nothing is taken out.
 
     Arguments in rdi, rsi, edx, rcx: engine, guest address, size, meter; rbp holds the CPU's registers,
     as in all code that the engine generates. The callback gets the return address as a fifth argument.
@@ -116,13 +132,14 @@ def block_code(stop: int, miss: int) -> bytes:
     a.emit("448b4108")  # mov r8d, [rcx+POLL]
     a.emit("448585", _displacement(at.EFLAGS))  # test [rbp+EFLAGS], r8d
     a.branch(0x75, "poll")
-    a.label("counted")
     a.emit("482901")  # sub [rcx], rax
     a.branch(0x78, "exhausted")
     a.emit("48897110")  # mov [rcx+ADDRESS], rsi
     a.emit("895118")  # mov [rcx+PACKED], edx
     a.emit("c3")
     a.label("poll")
+    a.emit("4585c0")  # test r8d, r8d
+    a.branch(0x78, "stop")
     a.emit("f685", _displacement(at.HFLAGS), bytes([at.HF_INHIBIT_IRQ]))  # test byte [rbp+HFLAGS], shadow
     a.branch(0x75, "charge")
     a.emit("4181e0", struct.pack("<I", 0xFFFFFFFF & ~RESUMED))  # and r8d, ~RF
@@ -141,13 +158,24 @@ def block_code(stop: int, miss: int) -> bytes:
     a.emit("480101")  # add [rcx], rax
     a.label("stop")
     a.emit("c7410c01000000")  # mov dword [rcx+STOPPED], 1
-    a.emit("48b8", _quad(stop), b"\xff\xe0")  # mov rax, stop; jmp rax
+    a.emit("57 48b8", _quad(stop), "ffd0 5f")  # push rdi; mov rax, stop; call rax; pop rdi
+    a.label("check")
+    if check:
+        a.emit("31f6 48b8", _quad(check), "ffe0")  # xor esi, esi; mov rax, check; jmp rax
+    else:
+        a.emit("c3")
     a.label("miss")
     _count_marks(a)
     a.label("python")
     a.emit("4c8b0424")  # mov r8, [rsp]             the call to be patched ends there
-    a.emit("48b8", _quad(miss), b"\xff\xe0")  # mov rax, miss; jmp rax
+    a.emit("57 48b8", _quad(miss), "ffd0 5f")  # push rdi; mov rax, miss; call rax; pop rdi
+    a.branch(0xEB, "check")
     _patch_count(a)
+    _skip_check(a, check)
+    a.emit("482901")  # sub [rcx], rax
+    a.far(0x78, "exhausted")
+    a.emit("48897110 895118")  # mov [rcx+ADDRESS], rsi; mov [rcx+PACKED], edx
+    a.jump("check")
     return a.finish()
 
 
@@ -196,8 +224,22 @@ def _patch_count(a: Assembler) -> None:
     a.emit("4489c8")  # mov eax, r9d
     a.emit("4181c9", struct.pack("<I", KNOWN), "41c1e110 4409ca")  # r9d = (r9d | KNOWN) << 16; or edx, r9d
     a.emit("41895201")  # mov [r10+1], edx
-    a.emit("85d2")  # test edx, edx                 never zero now
-    a.far(0x75, "counted")
+
+
+def _skip_check(a: Assembler, check: int) -> None:
+    """What `Meter.skip_check` does, where the call goes through a cell."""
+    if not check:
+        return
+    a.emit("4c8b0424")  # mov r8, [rsp]
+    a.emit("66418138 48bf")  # cmp word [r8], 0xbf48             movabs rdi
+    a.branch(0x75, "stays")
+    a.emit("4181780a 33f6ff15")  # cmp dword [r8+10], 0x15fff633     xor esi, esi; call [rip+...]
+    a.branch(0x75, "stays")
+    a.emit("4d63480e 4f8b4c0812")  # movsxd r9, [r8+14]; mov r9, [r8+r9+18]
+    a.emit("49ba", _quad(check), "4d39d1")  # mov r10, check; cmp r9, r10
+    a.branch(0x75, "stays")
+    a.emit("6641c700", SKIP)  # mov word [r8], SKIP
+    a.label("stays")
 
 
 def translated_code(miss: int) -> bytes:
@@ -264,6 +306,7 @@ class Meter:
         view = memoryview(self._map)
         self.quads = view.cast("q")
         self.words = view.cast("I")
+        self._before_halt = 0
         self.poll = 0
 
     @property
@@ -316,6 +359,40 @@ class Meter:
                 return True
             found = before.find(load, found + 1)
         return False
+
+    def remember(self, return_address: int, size: int, instructions: int, check: int) -> None:
+        """A translation has been visited: next time all is done by the code."""
+        if self.patch(return_address, size, instructions):
+            self.skip_check(return_address, check)
+
+    def skip_check(self, return_address: int, check: int) -> bool:
+        """Take the engine's question whether to stop out of a translation; whether it was found, behind the hook.
+
+        movabs rdi, engine; xor esi, esi; call `check`, directly or through a cell.
+        """
+        found = CHECK.match(ctypes.string_at(return_address, 18)) if check else None
+        if found is None:
+            return False
+        end = return_address + found.end()
+        if found[1] is not None:
+            called = ctypes.c_uint64.from_address(end + int.from_bytes(found[1], "little", signed=True)).value
+        else:
+            called = end + int.from_bytes(found[2], "little", signed=True)
+        if called != check:
+            return False
+        ctypes.memmove(return_address, bytes((SKIP[0], found.end() - 2)), 2)
+        return True
+
+    def halt(self) -> None:
+        """The engine has been asked to stop: no further block is begun until `resume`."""
+        poll = self.words[POLL // 4]
+        if not poll & HALTED:
+            self._before_halt = poll
+            self.words[POLL // 4] = poll | HALTED | STOP_NOW
+
+    def resume(self) -> None:
+        if self.words[POLL // 4] & HALTED:
+            self.words[POLL // 4] = self._before_halt
 
     def charge(self, address: int, size: int, instructions: int) -> bool:
         """What the code does, done by Python: charge a block; False (nothing charged) if it does not fit."""
