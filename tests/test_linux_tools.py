@@ -100,7 +100,7 @@ def test_the_same_parts_make_the_same_initrd(tmp_path: Path) -> None:
     disk = initramfs.build(b"busybox", "6.1", contents)
     assert disk == initramfs.build(b"busybox", "6.1", contents)
     data = gzip.decompress(disk)
-    for part in (b"busybox", b"lib/modules/6.1/base.ko", b"userspace: ready", b"exercise: done"):
+    for part in (b"busybox", b"lib/modules/6.1/base.ko", b"userspace: ready", b"exercise: done", b"etc/shellrc"):
         assert part in data
 
 

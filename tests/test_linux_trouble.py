@@ -99,9 +99,9 @@ def test_a_kernel_that_panics_says_so_and_spins_until_it_is_ended(mode: str) -> 
 @pytest.mark.parametrize(
     ("mode", "access", "command", "end"),
     [
-        ("native", "write", "halt -f", "halted with interrupts off"),
-        ("hvm", "snapshot", "reboot -f", "the guest reset the machine"),
-        ("bt", "write", "reboot -f", "the guest reset the machine"),
+        ("native", "write", "halt", "halted with interrupts off"),
+        ("hvm", "snapshot", "reboot", "the guest reset the machine"),
+        ("bt", "write", "reboot", "the guest reset the machine"),
     ],
 )
 def test_a_disk_holds_what_was_written_when_linux_ends(

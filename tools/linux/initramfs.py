@@ -12,6 +12,7 @@ from tools.linux import cpio, modules
 from tools.linux.modules import Module
 
 INIT = Path(__file__).with_name("init")
+SHELL = Path(__file__).with_name("shellrc")
 SCRIPTS = sorted(Path(__file__).with_name("scripts").iterdir())
 FOLDERS = ("bin", "dev", "etc", "lib", "mnt", "proc", "root", "sbin", "sys", "tmp")
 LINKS = {"bin/sh": "busybox", "sbin/modprobe": "/bin/busybox"}
@@ -28,6 +29,7 @@ def build(
         cpio.character_device("dev/console", *CONSOLE),
         cpio.file("bin/busybox", busybox, executable=True),
         cpio.file("init", INIT.read_bytes(), executable=True),
+        cpio.file("etc/shellrc", SHELL.read_bytes()),
         *(cpio.file(f"bin/{script.name}", script.read_bytes(), executable=True) for script in SCRIPTS),
         *(cpio.link(path, target) for path, target in LINKS.items()),
         *(cpio.file(f"{where}/{module.name}.ko", module.data) for module in contents),
