@@ -177,6 +177,16 @@ def test_a_critical_instruction_is_no_excuse_for_other_modes(
     assert "> popfd" in vmm.out and "not explained by the classification" in vmm.out
 
 
+def test_where_there_is_no_source_the_symbol_is_named(vmm: Cli) -> None:
+    """Of an ELF: by the symbols that it has."""
+    elf = vmm.folder / "popf.elf"
+    assert vmm("build", GUESTS / "popf.asm", "-o", elf) == 0
+    assert vmm("compare", elf, "--modes", "trap") == 0
+    assert re.search(r"^what    popfd in start\+0x50, at EIP 0x100050, after", vmm.out, re.M), vmm.out
+    vmm("compare", elf, "--modes", "trap", "--json")
+    assert json.loads(vmm.out)["modes"][0]["divergence"]["symbol"] == "start+0x50"
+
+
 # A process that executes a few instructions, and then spins.
 PROCESS = """\
 bits 32

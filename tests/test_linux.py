@@ -126,15 +126,20 @@ def test_the_kernel_says_of_its_machine_what_it_says_on_qemu_but_for_what_is_exp
     assert found.unused == []
 
 
-def test_the_kernels_own_symbols_are_read_as_the_kernel_reads_them() -> None:
-    """From its memory, what /proc/kallsyms tells root: address, kind and name."""
-    hvm = boot("hvm", COMMANDS)
-    found = kallsyms.find(hvm.memory)
+def check_symbols(result: Result) -> kallsyms.Symbols:
+    """The symbols in memory, which must be those that the script `machine` has seen."""
+    found = kallsyms.find(result.memory)
     assert found is not None
     symbols = zip(found.addresses, found.kinds, found.names, strict=True)
     lines = "".join(f"{address:08x} {kind} {name}\n" for address, kind, name in islice(symbols, 5000))
-    (line,) = logs.sections(hvm.console)["symbols"]
+    (line,) = logs.sections(result.console)["symbols"]
     assert hashlib.sha256(lines.encode()).hexdigest() == line.split()[0]
+    return found
+
+
+def test_the_kernels_own_symbols_are_read_as_the_kernel_reads_them() -> None:
+    """From its memory, what /proc/kallsyms tells root: address, kind and name."""
+    assert check_symbols(boot("hvm", COMMANDS)).address("_text") == 0xC1000000
 
 
 @pytest.mark.long
@@ -147,6 +152,16 @@ def test_linux_boots_by_the_wall_clock_too(mode: str) -> None:
         assert READY.encode() not in result.console
     else:
         assert printed(boot(mode, "exercise", "host", timeout=1200).console) == printed(on_qemu("exercise"))
+
+
+@pytest.mark.long
+def test_symbols_are_found_wherever_the_kernel_has_put_itself() -> None:
+    """With memory to choose from and without nokaslr it lies elsewhere, and its symbols with it."""
+    kernel, initrd = require_linux()
+    words = logs.command_line("machine").replace(" nokaslr", "")
+    image = load_image(kernel, memory=4 * MEMORY, command_line=words, modules=[ModuleFile(initrd)])
+    result = VirtualMachine(image, "hvm", memory=4 * MEMORY).run(None, TIMEOUT)
+    assert check_symbols(result).address("_text") != 0xC1000000
 
 
 @pytest.mark.long

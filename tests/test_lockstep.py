@@ -15,7 +15,7 @@ from tests.guest_expectations import GUESTS
 from tools.lockstep.keep import keep
 from tools.lockstep.search import Equal, Found, Search
 from vmm.comparison import Comparer
-from vmm.errors import GuestError
+from vmm.errors import GuestError, VmmError
 from vmm.image.asm import assemble_text
 from vmm.image.image import Image
 from vmm.image.load import from_assembly, load_image
@@ -161,7 +161,7 @@ def test_what_goes_wrong_in_a_kept_process_is_raised_here() -> None:
 
     with pytest.raises(GuestError, match="the guest did it"):
         keep(fail).resume()
-    with pytest.raises(RuntimeError, match="died"):
+    with pytest.raises(VmmError, match="died"):
         keep(lambda: os._exit(3)).resume()
 
 

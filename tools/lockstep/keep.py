@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar
 
+from vmm.errors import VmmError
+
 T = TypeVar("T")
 _GO = b"g"
 
@@ -37,7 +39,7 @@ class Kept(Generic[T]):
             data = pipe.read()
         os.waitpid(self._pid, 0)
         if not data:
-            raise RuntimeError("the process that held the machines has died")
+            raise VmmError("the process that kept the machines has died: a bug of vmm's, or no memory was left")
         good, result = pickle.loads(data)
         if not good:
             raise result
