@@ -11,6 +11,7 @@ import pytest
 
 from tests.oracles import require, require_linux
 from tools.bench import bochs
+from tools.bench.linux import boot as boot_module
 from tools.bench.linux import report, run
 from tools.bench.linux.boot import Boot, Command, Failed, Moment, boot
 from tools.bench.linux.machines import Bochs, Guest, Machine, Ours, Qemu, machines
@@ -63,6 +64,13 @@ def test_a_machine_that_ends_early_says_what_it_said_last() -> None:
     """The process's end is no measurement, and does not wait for the patience of a boot."""
     with pytest.raises(Failed, match="it ended without 'ready'; its last line: panic: no init"):
         boot(python("print('booting')\nprint('panic: no init')"), [b"ready"])
+
+
+def test_a_machine_that_never_says_it_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the processor time that it has had, however long that takes on a busy host."""
+    monkeypatch.setattr(boot_module, "PATIENCE", 0.3)
+    with pytest.raises(Failed, match="no 'ready' within 0 s of the processor"):
+        boot(python("print('booting')\nwhile True: pass"), [b"ready"])
 
 
 def test_a_serial_port_can_be_a_fifo(tmp_path: Path) -> None:
