@@ -15,6 +15,7 @@ from itertools import islice
 import pytest
 
 from tests.oracles import require, require_linux
+from tests.test_devices_ide import Medium
 from tools.linux import logs
 from tools.linux.logs import MEMORY
 from tools.lockstep.search import Found, Search
@@ -124,6 +125,49 @@ def test_the_kernel_says_of_its_machine_what_it_says_on_qemu_but_for_what_is_exp
     found = logs.compare(boot("hvm", COMMANDS).console, on_qemu(COMMANDS))
     assert found.unexplained == []
     assert found.unused == []
+
+
+# What a kernel says of the machine `pc`, in this order.
+OF_A_PC = (
+    "ACPI: PM-Timer IO Port: 0x608",
+    "IOAPIC[0]: apic_id 1, version 17, address 0xfec00000, GSI 0-23",
+    "ACPI: INT_SRC_OVR (bus 0 bus_irq 0 global_irq 2 dfl dfl)",
+    "Enabling APIC mode:  Flat.  Using 1 I/O APICs",
+    "tsc: PIT calibration matches PMTIMER. 1 loops",
+    "PCI: Using configuration type 1 for base access",
+    "ACPI: Interpreter enabled",
+    "ACPI: PM: (supports S0 S5)",
+    "ACPI: Using IOAPIC for interrupt routing",
+    "PCI host bridge to bus 0000:00",
+    "pci 0000:00:01.1: [8086:7010] type 00 class 0x010100",
+    "pnp: PnP ACPI: found 5 devices",
+    "ata_piix 0000:00:01.1: BMDMA: BAR4 is zero, falling back to PIO",
+    "ata1.00: ATA-5: VMM ATA DISK, 1.0, max PIO4",
+    "ACPI: PM: Preparing to enter system sleep state S5",
+    "reboot: Power down",
+)
+
+
+def test_on_a_pc_with_pci_it_finds_everything_by_acpi() -> None:
+    """APICs, PCI and power management, of which the small PC has none: interrupts come by the IO-APIC and the local
+    APIC's timer, PCI's own driver reads the disk, and `poweroff` switches the machine off."""
+    kernel, initrd = require_linux()
+    disk = Medium(64)
+    commands = "modprobe ata_piix; modprobe sd_mod; dd if=/dev/sda bs=512 | md5sum; cat /proc/interrupts"
+    line = f'console=ttyS0 nokaslr cryptomgr.notests vmm.run="{commands}"'
+    image = load_image(kernel, memory=MEMORY, command_line=line, modules=[ModuleFile(initrd)])
+    result = VirtualMachine(image, "hvm", memory=MEMORY, disk=disk, model="pc").run(None, TIMEOUT)
+    assert (result.outcome.kind, result.outcome.status) == ("halt", 0)
+    assert result.outcome.detail == "the guest switched the machine off"
+    said = [line for line in messages(result.console) if line in OF_A_PC]
+    assert said == list(OF_A_PC)
+    lines = printed(result.console)
+    assert f"{hashlib.md5(disk.read(0, 64)).hexdigest()}  -" in lines
+    interrupts = {match[2]: int(match[1]) for line in lines if (match := re.match(r" *\w+: +(\d+) +(.*)", line))}
+    assert interrupts["IO-APIC   2-edge      timer"] and interrupts["IO-APIC  14-edge      ata_piix"]
+    assert interrupts["Local timer interrupts"] > 500
+    assert not interrupts["Spurious interrupts"]
+    assert interrupts["IO-APIC   9-fasteoi   acpi"] == 0
 
 
 def check_symbols(result: Result) -> kallsyms.Symbols:
