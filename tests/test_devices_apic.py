@@ -20,10 +20,8 @@ class Chips:
     """Both chips, and what is around them: the processor's pin, the time, the old controller."""
 
     def __init__(self) -> None:
-        self.pin, self.time, self.moves = False, 0, list[tuple[int, int]]()
-        self.local = LocalApic(
-            self._output, lambda: self.time, lambda: 0x77, lambda *pages: self.moves.append(pages)
-        )
+        self.pin, self.time, self.moves = False, 0, list[int]()
+        self.local = LocalApic(self._output, lambda: self.time, lambda: 0x77, self.moves.append)
         self.io = IoApic(self.local)
         self.put(apic.SVR, ON)
 
@@ -460,7 +458,7 @@ def test_the_address_is_the_msrs() -> None:
     assert chips.local.write_base(0xFE700800) and chips.local.read_base() == 0xFE700900
     assert chips.local.write_base(0xFE700000) and chips.local.write_base(0xFE700800)
     assert chips.local.read_base() == 0xFE700100
-    assert chips.moves == [(0xFEE00000, 0xFE700000), (0xFE700000, 0)]
+    assert chips.moves == [0xFE700000, 0]
     chips.local.set_extint(True)
     assert chips.pin and chips.local.acknowledge() == 0x77
 

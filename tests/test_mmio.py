@@ -362,6 +362,21 @@ there:  mov esp, STACK""",
         mov eax, 1
         cpuid
         pop eax""",
+    "the address moved over other things": """
+        mov ecx, 0x1B
+        mov eax, IOAPIC | 0x900
+        xor edx, edx
+        wrmsr
+        mov esi, [IOAPIC + 0x30]
+        mov eax, 0x1F0900
+        wrmsr
+        mov dword [0x1F0080], 7
+        mov edi, [0x1F0080]
+        mov dword [IOAPIC], 1
+        mov ebp, [IOAPIC + 0x10]
+        mov eax, APIC | 0x900
+        wrmsr
+        mov ebx, [APIC + 0x30]""",
     "the address refused": """
         mov ecx, 0x1B
         mov eax, 0xFEE00901
@@ -552,6 +567,14 @@ def test_the_local_apic_can_be_moved_and_switched_off(way: str) -> None:
     assert not made.reg("edx") & 1 << 9  # CPUID's
     made, _, _ = run(PROGRAMS["the address refused"] + STOP, way)
     assert made.vector == Vector.GP
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_local_apic_hides_the_io_apic_and_memory_hides_it(way: str) -> None:
+    """Where the two meet the processor's own comes first, and moving on uncovers the other; RAM stays RAM."""
+    made, _, _ = run(PROGRAMS["the address moved over other things"] + STOP, way)
+    found = [made.reg(name) for name in ("esi", "edi", "ebp", "ebx")]
+    assert found == [apic.VERSION, 7, ioapic.VERSION, apic.VERSION] and made.read(0x1F0080) == 7
 
 
 def test_the_small_pc_has_none_of_it() -> None:

@@ -73,8 +73,8 @@ class Chipset:
 
         return drive
 
-    def _moved(self, old: int, new: int) -> None:
-        self._memory.move(old, new)
+    def _moved(self, page: int) -> None:
+        self._memory.move(self.apic, page)
         self._flush_tlb()
 
 

@@ -34,23 +34,30 @@ class DeviceMemory:
 
     def __init__(self) -> None:
         self._devices: list[MemoryDevice] = []
-        self._windows: dict[int, int] = {}  # index of the device, by page address
+        self._pages: list[int] = []  # where each is; 0 for nowhere
+        self._windows: dict[int, int] = {}  # which answers, by page address
         self.open = False  # one instruction is being executed that may reach them
         self.asked = False  # an access has been refused, and not yet been looked after
         self.given = 0  # how often a page has been given while open
 
     def attach(self, page: int, device: MemoryDevice) -> None:
-        """Let `device` answer at the page with this address. Memory, where there is some, answers first."""
+        """Let `device` answer at the page with this address.
+
+        Memory, where there is some, answers first, and then the device that was attached first.
+        """
         if len(self._devices) == WINDOW_PAGES:
             raise ValueError(f"there is room for {WINDOW_PAGES} devices in the engine's window")
-        self._windows[page] = len(self._devices)
         self._devices.append(device)
+        self._pages.append(page)
+        self._find()
 
-    def move(self, old: int, new: int) -> None:
-        """What answers at `old`, if something does, now answers at `new`. Whoever calls flushes the TLB."""
-        index = self._windows.pop(old, None)
-        if index is not None:
-            self._windows[new] = index
+    def move(self, device: MemoryDevice, page: int) -> None:
+        """From now on `device` answers there, or nowhere, if `page` is 0. Whoever calls flushes the TLB."""
+        self._pages[self._devices.index(device)] = page
+        self._find()
+
+    def _find(self) -> None:
+        self._windows = {page: i for i, page in reversed(tuple(enumerate(self._pages))) if page}
 
     def __contains__(self, frame: int) -> bool:
         return frame in self._windows

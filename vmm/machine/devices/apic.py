@@ -84,7 +84,7 @@ class LocalApic:
     """The memory device of its page. `output` is the processor's interrupt pin, called when its level changes.
 
     `acknowledge_extint` is the old controller's INTA cycle; `on_eoi` hears of the end of a level-triggered vector.
-    `moved` is called with the old and the new address of the page, 0 for none, when the guest changes it.
+    `moved` is called with the new address of the page, 0 for none, when the guest changes it.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LocalApic:
         output: Line,
         now: Callable[[], int],
         acknowledge_extint: Callable[[], int],
-        moved: Callable[[int, int], None] = lambda _old, _new: None,
+        moved: Callable[[int], None] = lambda _page: None,
     ) -> None:
         self._output, self._acknowledge_extint, self._moved = output, acknowledge_extint, moved
         self.on_eoi: Callable[[int], None] = lambda _vector: None
@@ -271,7 +271,7 @@ class LocalApic:
         state.base = value
         pages = [base & 0xFFFF_F000 if base & BASE_ENABLE and base < 1 << 32 else 0 for base in (was, value)]
         if pages[0] != pages[1]:
-            self._moved(pages[0], pages[1])
+            self._moved(pages[1])
         self._update()
         return True
 
