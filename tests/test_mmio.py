@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import NamedTuple
 
 import pytest
@@ -490,6 +491,64 @@ def test_every_instruction_reaches_a_device_as_it_does_bare(name: str, way: str)
         assert stores(seen[0]) == stores(seen[1])  # type: ignore[arg-type]
     for what in native:
         assert other[what] == native[what], what
+
+
+# A kernel whose timer interrupts at every other prime number of instructions, whatever it does.
+TICKING = f"""
+        mov eax, isr
+        mov [IDT + 0x80 * 8], ax
+        shr eax, 16
+        mov [IDT + 0x80 * 8 + 6], ax
+        mov dword [APIC + {apic.DIVIDE:#x}], 0xB
+        mov dword [APIC + {apic.LVT_TIMER:#x}], 0x20080
+        mov dword [TIMER], PERIOD
+        cld
+        sti
+"""
+ISR = f"""
+        jmp stop
+isr:    inc dword [DATA + 0x100]
+        add esi, [EXACT + 0x10]
+        mov dword [APIC + {apic.EOI:#x}], 0
+        iretd
+"""
+REGISTERS = ("eax", "ebx", "edx", "ebp")
+
+
+def random_access(random: Random) -> str:
+    """An instruction, or a few, that reach the device."""
+    register, at = random.choice(REGISTERS), f"[EXACT + {random.randrange(64)}]"
+    narrow = {"eax": "al", "ebx": "bl", "edx": "dl", "ebp": "bp"}[register]
+    forms = (
+        f"mov {at}, {register}", f"mov {register}, {at}", f"add {at}, {register}", f"sub {register}, {at}",
+        f"mov {at}, {narrow}", f"mov {narrow}, {at}", f"xchg {at}, {register}", f"lock xadd {at}, {register}",
+        f"inc dword {at}", f"neg word {at}", f"shl byte {at}, 3", f"push dword {at}\n pop {register}",
+        f"push {register}\n pop dword {at}", f"cmp {register}, {at}\n sete {at}", f"imul {register}, {at}",
+        f"movzx {register}, byte {at}", f"bts dword {at}, {random.randrange(32)}",
+        f"mov ecx, {random.randrange(5)}\n lea edi, {at}\n rep stosd",
+        f"mov ecx, {random.randrange(5)}\n lea edi, {at}\n mov esi, DATA\n rep movsb",
+        f"mov ecx, {random.randrange(5)}\n lea esi, {at}\n mov edi, DATA\n rep movsd",
+        f"inc {register}\n imul {register}, {register}, {random.randrange(2, 999)}",
+        f"call [table]\n mov {register}, {at}", f"test {register}, {at}\n jz $ + 2",
+    )  # fmt: skip
+    return random.choice(forms)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_program_is_interrupted_at_the_same_instruction(seed: int) -> None:
+    """Random accesses, and a timer that never waits: in every mode each access and interrupt is where it is bare."""
+    random = Random(seed)
+    body = "\n".join(random_access(random) for _ in range(80))
+    source = TICKING.replace("PERIOD", str(random.choice((61, 89, 127, 173)))) + body + ISR + STOP
+    source += "\ndouble: add eax, eax\n ret\ntable: dd double\n"
+    runs = {way: run(source, way, 4000) for way in WAYS}
+    assert runs["native"].made.read(DATA + 0x100) > 10  # ticks
+    results = {way: compared(*ran) for way, ran in runs.items()}
+    native = results["native"]
+    assert len(native["seen"]) > 100  # type: ignore[arg-type]
+    for way, result in results.items():
+        for what, value in native.items():
+            assert result[what] == value, f"{way}: {what}"
 
 
 FOUND = {
