@@ -118,10 +118,12 @@ def _setup(name: str, start: bytes, size: int) -> Setup:
         raise ImageError(f"{what} for x86-64: this machine has no 64-bit mode; take one built for i386")
     code_offset = ((start[SETUP_SECTS] or 4) + 1) * SECTOR
     code_size = field(SYSSIZE, "I") * PARAGRAPH
-    if not code_size or code_offset + code_size > size:
+    missing = code_offset + code_size - size
+    if not code_size or missing >= PARAGRAPH:
         raise ImageError(
             f"{truncated}: its setup header claims {code_offset + code_size} of them: copy it again"
         )
+    code_size -= max(0, missing)  # a file may end within the last paragraph
     load, room = field(CODE32_START, "I"), code_size
     if version >= 0x020A:
         load, room = field(PREF_ADDRESS, "Q"), max(room, field(INIT_SIZE, "I"))

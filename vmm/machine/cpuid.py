@@ -15,6 +15,7 @@ BRAND = b"vmm emulated x86 processor"
 
 FPU, DE, PSE, TSC, MSR, CX8, APIC, SEP = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 9, 1 << 11
 PGE, CMOV, MMX, FXSR, SSE, SSE2 = 1 << 13, 1 << 15, 1 << 23, 1 << 24, 1 << 25, 1 << 26
+SSE3 = 1 << 0  # of ECX
 FEATURES = FPU | PSE | TSC | MSR | CX8 | SEP | PGE | CMOV | MMX | FXSR | SSE | SSE2
 
 Registers = tuple[int, int, int, int]
@@ -22,7 +23,7 @@ Registers = tuple[int, int, int, int]
 _EBX, _EDX, _ECX = struct.unpack("<3I", VENDOR)
 _LEAVES: dict[int, Registers] = {
     0: (1, _EBX, _ECX, _EDX),
-    1: (SIGNATURE, 0, 0, FEATURES),
+    1: (SIGNATURE, 0, SSE3, FEATURES),
     0x80000000: (0x80000004, 0, 0, 0),
     0x80000001: (0, 0, 0, 0),
 }

@@ -35,8 +35,10 @@ MODELS: dict[Model, str] = {
     "pc": "with APICs, PCI and ACPI",
 }
 
-# Ports whose access may change when a timed device next interrupts.
-TIMED_PORTS = frozenset((0x40, 0x41, 0x42, 0x43, 0x61, 0x70, 0x71, *POWER))
+# Ports whose access may make a timed device interrupt sooner than it would have: writes; of reads, only that of the
+# clock's register C, which lets its line fall.
+TIMED_WRITES = frozenset((0x40, 0x43, 0x71, *POWER))
+TIMED_READS = frozenset((0x71,))
 
 
 class Devices:

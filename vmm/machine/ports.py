@@ -16,7 +16,7 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.state import EAX
 from vmm.machine.delivery import Fault
 from vmm.machine.paging import PageFault
-from vmm.machine.pc import TIMED_PORTS
+from vmm.machine.pc import TIMED_READS, TIMED_WRITES
 
 if TYPE_CHECKING:
     from vmm.machine.machine import Machine
@@ -41,7 +41,7 @@ class PortExits:
             value = m.bus.read(port, size)
             if m.run_state.listeners:
                 m.emit("in", f"{port:#x}", port=port, size=size, value=value)
-            if self._ends_block(port):
+            if self._ends_block(port, TIMED_READS):
                 mask = (1 << 8 * size) - 1
                 m.state.set(EAX, m.state.get(EAX) & ~mask | value & mask)
                 self._end_block()
@@ -60,7 +60,7 @@ class PortExits:
             if m.run_state.listeners:
                 m.emit("out", f"{port:#x}", port=port, size=size, value=value)
             m.bus.write(port, size, value)
-            if self._ends_block(port):
+            if self._ends_block(port, TIMED_WRITES):
                 self._end_block()
         finally:
             m.retirement.inside_block = False
@@ -81,14 +81,14 @@ class PortExits:
         m.engine.seal()
         return False
 
-    def _ends_block(self, port: int) -> bool:
+    def _ends_block(self, port: int, timed: frozenset[int]) -> bool:
         """Whether the access changed what happens at the very next instruction boundary."""
         m = self._machine
         if m.run_state.outcome is not None:
             return True
         if m.interrupt_pending and m.control.can_interrupt():
             return True
-        return port in TIMED_PORTS and self._deadline_in_block()
+        return port in timed and self._deadline_in_block()
 
     def _deadline_in_block(self) -> bool:
         """Bring a nearer deadline into the meter; True if it lies within the block being executed."""

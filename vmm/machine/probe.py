@@ -40,7 +40,8 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.pages import zeroed
 from vmm.machine.hostile import ABORTS
 
-MODEL, OTHER_MODEL = x86.UC_CPU_X86_EPYC, x86.UC_CPU_X86_HASWELL  # the machine's, and one to compare with
+# A model that knows more instructions than the machine's, which CPUID does not tell there; and one to compare with.
+MODEL, OTHER_MODEL = x86.UC_CPU_X86_EPYC, x86.UC_CPU_X86_HASWELL
 MEMORY = 0x10000
 GDT, MOVED_GDT, SHADOW_GDT = 0x1000, 0x1200, 0x1400
 IDT, MOVED_IDT = 0x2000, 0x2800

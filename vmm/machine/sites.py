@@ -2,8 +2,8 @@
 
 The engine has no hook for these, and its own way with them is not a processor's: INS writes a zero to memory
 before it asks for the port; MOV to CR0 and CR4 takes any value; a breakpoint set in DR7 hangs the process;
-any MSR may be read and written; INT1 is unknown; LOOPE and LOOPNE lose the flags; LOCK is ignored where it must
-raise #UD. Each newly translated block is searched for them, cheaply, and the engine then stops just before each
+any MSR may be read and written; INT1 is unknown; SYSCALL does nothing; LOOPE and LOOPNE lose the flags; LOCK is ignored
+where it must raise #UD. Each newly translated block is searched for them, cheaply, and the engine then stops just before each
 one that was found.
 """
 
@@ -19,12 +19,11 @@ from vmm.machine.returns import IRET
 # By the key of the decoder. MOV to CR3 is left to the engine, which does it right and often.
 KEYS = frozenset(("6C", "6D", "6E", "6F", "E0", "E1", "F1", "0F21", "0F22", "0F23", "0F30", "0F32", "0F00/3"))
 STRING_PORT = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
-# RDTSCP, RDRAND, RDSEED: CPUID does not offer them, and what they read is the host's and never twice the same.
-REFUSED = frozenset(("0F01F9", "0FC7/6", "0FC7/7"))
+REFUSED = frozenset(("0F05",))  # SYSCALL: CPUID does not offer it
 SITES = KEYS | REFUSED  # what can be one in code without invalid instructions, while blocks are counted
 LOOPS = frozenset((0xE0, 0xE1))  # where one stands, the block ends
 PATTERNS = re.compile(
-    rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x00\x21-\x23\x30\x32]|\x0f(?:\x01\xf9|\xc7[\xf0-\xff])|[\xe0\xe1].\Z",
+    rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x00\x05\x21-\x23\x30\x32]|[\xe0\xe1].\Z",
     re.DOTALL,
 )
 _PREFIXES = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*")
@@ -50,7 +49,7 @@ def is_site(instruction: Instruction | Form | None, code: bytes, wider: bool = F
         return instruction.reg != _CR3
     if wider and instruction.opcode in INTERRUPT_FLAG:
         return True
-    return instruction.key in KEYS or instruction.key in REFUSED and instruction.memory is None
+    return instruction.key in KEYS or instruction.key in REFUSED
 
 
 def find(

@@ -64,9 +64,10 @@ class World:
         self._save()
         guest = bytes(state.view[_SYSTEM])
         state.store()
-        engine.write_msr(EFER, SVME | NXE)
         engine.write_msr(HSAVE, self._host.host_save)
         state.load()
+        state.set_word(at.EFER, SVME | NXE)
+        state.set_word(at.HFLAGS, state.word(at.HFLAGS) | at.HF_SVME)
         state.cr0 = CR0.PE | CR0.PG | CR0.WP | CR0.NE
         state.cr3, state.cr4 = self._host.root, int(CR4.PAE)
         state.eflags = 2
