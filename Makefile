@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long bench linux lint clean
+.PHONY: demo test test-long bench linux real lint clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ bench: $(VENV)/installed
 # A real Linux to boot, in linux/: Debian's kernel for i386 and busybox, fetched by apt-get and not installed.
 linux: $(VENV)/installed
 	$(BIN)/python -m tools.linux
+
+# Other real guests to boot, in real/: memtest86+ and GNU Mach.
+real: $(VENV)/installed
+	$(BIN)/python -m tools.real_guests
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

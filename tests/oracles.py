@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 LINUX = Path(__file__).parent.parent / "linux"
+REAL = Path(__file__).parent.parent / "real"
 
 PACKAGES = {"nasm": "nasm", "chromium": "chromium"}  # of Debian; every other tool is QEMU's
 
@@ -29,6 +30,14 @@ def require_linux() -> tuple[Path, Path]:
     if not (kernel.exists() and initrd.exists()):
         _absent("there is no Linux to boot: fetch one with `make linux`")
     return kernel, initrd
+
+
+def require_real(name: str) -> Path:
+    """The path of another real guest, `memtest.bin` or `gnumach`; where it is missing as for `require_linux`."""
+    path = REAL / name
+    if not path.exists():
+        _absent(f"there is no {name} to boot: fetch it with `make real`")
+    return path
 
 
 def _absent(message: str) -> None:

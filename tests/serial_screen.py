@@ -1,7 +1,7 @@
 """A screen that a guest draws on its serial line: what a terminal of 80 columns and 25 lines would show.
 
-Just enough of ECMA-48 for a guest that draws by absolute positions: text, CR, LF, BS, the cursor's place (CUP), erasing
-the screen (ED 2) or the rest of a line (EL); colours and modes change nothing that is compared.
+Just enough of ECMA-48 for a guest that draws by absolute positions: text, CR, LF, BS, the cursor's place (CUP),
+erasing the screen (ED 2) or the rest of a line (EL); colours and modes change nothing that is compared.
 """
 
 from __future__ import annotations

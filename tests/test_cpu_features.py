@@ -5,6 +5,8 @@ Sources: SDM volume 2, each instruction's exceptions; volume 3A, 2.5 and table 1
 
 from __future__ import annotations
 
+import functools
+import operator
 
 import pytest
 
@@ -53,7 +55,7 @@ WORKS: dict[str, tuple[int, str, int, int]] = {
     "CMOV": (told.CMOV, "mov ecx, 7\n xor ebx, ebx\n cmovz ebx, ecx", 7, 0),
     "FCMOV": (
         told.CMOV | told.FPU,
-        "fninit\n fldz\n fld1\n xor eax, eax\n db 0xda, 0xc9\n fistp dword [DATA]\n mov ebx, [DATA]",  # fcmove st0, st1
+        "fninit\n fldz\n fld1\n xor eax, eax\n db 0xda, 0xc9\n fistp dword [DATA]\n mov ebx, [DATA]",
         0,
         0,
     ),
@@ -83,7 +85,8 @@ WORKS: dict[str, tuple[int, str, int, int]] = {
     ),
     "SSE3": (
         told.SSE3 << 32,
-        "mov dword [DATA], 0x3f800000\n movss xmm0, [DATA]\n haddps xmm0, xmm0\n movss [DATA], xmm0\n mov ebx, [DATA]",
+        "mov dword [DATA], 0x3f800000\n movss xmm0, [DATA]\n haddps xmm0, xmm0\n movss [DATA], xmm0\n"
+        " mov ebx, [DATA]",
         0x3F800000,
         OSFXSR,
     ),
@@ -112,7 +115,19 @@ def test_a_feature_that_is_told_is_there(name: str, mode: str) -> None:
     assert made.reg("ebx") == result
 
 
-FLOAT, MULTIMEDIA, SSE, SSE2 = "fld1", "db 0x0f, 0xfc, 0xc0", "db 0x0f, 0x58, 0xc0", "db 0x66, 0x0f, 0xfc, 0xc0"
+def test_every_feature_that_is_told_is_among_them() -> None:
+    """No bit of leaf 1 is without an instruction here, and leaf 0x80000001 tells nothing."""
+    _, _, ecx, edx = told.cpuid(1, 0)
+    assert edx | ecx << 32 == functools.reduce(operator.or_, (bit for bit, *_ in WORKS.values()))
+    assert told.cpuid(0x80000001, 0) == (0, 0, 0, 0)
+
+
+FLOAT, MULTIMEDIA, SSE, SSE2 = (
+    "fld1",
+    "db 0x0f, 0xfc, 0xc0",
+    "db 0x0f, 0x58, 0xc0",
+    "db 0x66, 0x0f, 0xfc, 0xc0",
+)
 SAVE, RESTORE = "fxsave [DATA]", "fxrstor [DATA]"
 
 # name: (bits of CR0, bits of CR4, the instruction, the vector or None)
@@ -252,6 +267,57 @@ ABSENT = {
 @pytest.mark.parametrize("name", ABSENT)
 def test_a_feature_that_is_not_told_is_not_there(name: str, mode: str) -> None:
     """Its instructions raise #UD."""
-    made = run(bytes.fromhex(ABSENT[name]) + b"\xeb\xfe", mode, limit=20, registers={"eax": DATA}, memory=[(DATA, b"\0" * 64)])
+    code = bytes.fromhex(ABSENT[name])
+    made = run(code + b"\xeb\xfe", mode, limit=20, registers={"eax": DATA}, memory=[(DATA, bytes(64))])
     assert made.vector == UD
     assert made.stack(1) == [CODE]
+
+
+# What RDMSR gives, or None for #GP(0). Linux reads those of the first group on a processor of this family; of the
+# second it knows that they may be missing.
+MSRS = {
+    0x10: "the time",
+    0x17: 0,  # the socket
+    0x8B: 0,  # the microcode's update: none
+    0x174: 0,
+    0x175: 0,
+    0x176: 0,
+    0x1B: None,  # the APIC's base
+    0x3A: None,  # VMX's lock
+    0x140: None,  # CPUID faulting
+    0x179: None,  # machine checks
+    0x186: None,  # performance counters
+    0x1A0: None,  # miscellaneous enables
+    0xFE: None,  # MTRRs
+    0x277: None,  # PAT
+    0xC0000080: None,  # EFER
+    0xC0000081: None,  # STAR
+    0xC0000103: None,  # TSC_AUX
+    0xC0011029: None,  # an AMD's
+    0x4B564D01: None,  # KVM's clock, unless it is asked for
+}
+
+
+@MODE
+@pytest.mark.parametrize("number", MSRS, ids=hex)
+def test_each_msr_is_there_or_general_protection(number: int, mode: str) -> None:
+    """A register that this processor has is read, and another raises #GP(0): read or written."""
+    value = MSRS[number]
+    made = run(f"mov ecx, {number:#x}\n mov edx, -1\n at: rdmsr\nend: jmp end", mode, limit=20)
+    if value is None:
+        assert (made.vector, made.stack(2)) == (GP, [0, made.symbol("at")])
+        made = run(f"mov ecx, {number:#x}\n xor edx, edx\n at: wrmsr\nend: jmp end", mode, limit=20)
+        assert (made.vector, made.stack(2)) == (GP, [0, made.symbol("at")])
+    else:
+        assert made.vector is None
+        assert made.reg("edx") == 0
+        assert value == "the time" or made.reg("eax") == value
+
+
+@MODE
+def test_the_microcode_has_no_update_and_the_socket_cannot_be_changed(mode: str) -> None:
+    """Zero may be written to 0x8B, as Linux does before it asks; 0x17 is read only."""
+    ask = "mov ecx, 0x8b\n xor eax, eax\n xor edx, edx\n wrmsr\n mov eax, 1\n cpuid\n mov ecx, 0x8b\n rdmsr\n"
+    made = run(ask + "end: jmp end", mode, limit=30)
+    assert (made.vector, made.reg("eax"), made.reg("edx")) == (None, 0, 0)
+    assert run("mov ecx, 0x17\n wrmsr\nend: jmp end", mode, limit=20).vector == GP

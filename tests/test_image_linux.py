@@ -188,6 +188,13 @@ def test_a_kernel_starts_as_the_protocol_has_it_in_every_mode(tmp_path: Path, mo
         assert result.console == b"quiet answer=42"
 
 
+def test_a_file_may_end_within_its_last_paragraph(tmp_path: Path) -> None:
+    """The header counts in units of 16 bytes, and the file (of memtest86+, say) need not fill the last one."""
+    code = bytes(range(1, 33))
+    image = load(tmp_path, kernel(code)[:-3])
+    assert segment(image, image.entry).data == code[:-3]
+
+
 # What it refuses.
 
 BAD = {

@@ -10,6 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+RELEASE = "bookworm"  # Debian 12, the last one with a kernel for i386
+
+
+def suite() -> str | None:
+    """The release that real guests come from; None where the system's own lists have it."""
+    try:
+        own = f"VERSION_CODENAME={RELEASE}\n" in Path("/etc/os-release").read_text()
+    except OSError:
+        own = False
+    return None if own else RELEASE
+
 
 def apt(folder: Path, architecture: str, suite: str | None, tool: str, *words: str) -> str:
     """The output of apt-get, or of another `tool` of its family, with lists and cache of its own in `folder`."""

@@ -15,10 +15,9 @@ import tempfile
 from pathlib import Path
 
 from tools.linux import initramfs, modules
-from tools.packages import apt, dependencies, unpack
+from tools.packages import RELEASE, apt, dependencies, suite, unpack
 
 KERNEL, BUSYBOX = "linux-image-686", "busybox-static"
-RELEASE = "bookworm"  # the last one with a kernel for i386
 MODULES = ("overlay", "pata_legacy", "ata_piix", "sd_mod", "ext4", "crc32c_generic")
 
 
@@ -27,7 +26,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path("linux"), help="where it goes (default: linux)")
-    parser.add_argument("--suite", default=_suite(), help=f"the release (default: {RELEASE})")
+    parser.add_argument("--suite", default=suite(), help=f"the release (default: {RELEASE})")
     parser.add_argument("--again", action="store_true", help="fetch the packages even if they are there")
     options = parser.parse_args()
     folder = options.folder.resolve()
@@ -37,15 +36,6 @@ def main() -> None:
     print(
         f"{options.folder}: kernel {release_of(folder)}, initrd of {(folder / 'initrd.gz').stat().st_size} bytes"
     )
-
-
-def _suite() -> str | None:
-    """None where the system's own lists have the kernel."""
-    try:
-        own = f"VERSION_CODENAME={RELEASE}\n" in Path("/etc/os-release").read_text()
-    except OSError:
-        own = False
-    return None if own else RELEASE
 
 
 def _complete(folder: Path) -> bool:

@@ -15,15 +15,18 @@ BRAND = b"vmm emulated x86 processor"
 
 FPU, DE, PSE, TSC, MSR, CX8, APIC, SEP = 1 << 0, 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 9, 1 << 11
 PGE, CMOV, MMX, FXSR, SSE, SSE2 = 1 << 13, 1 << 15, 1 << 23, 1 << 24, 1 << 25, 1 << 26
-SSE3 = 1 << 0  # of ECX
+SSE3 = 1 << 0  # of ECX: the engine executes it whatever CPUID says
 FEATURES = FPU | PSE | TSC | MSR | CX8 | SEP | PGE | CMOV | MMX | FXSR | SSE | SSE2
 
 Registers = tuple[int, int, int, int]
 
 _EBX, _EDX, _ECX = struct.unpack("<3I", VENDOR)
 _LEAVES: dict[int, Registers] = {
-    0: (1, _EBX, _ECX, _EDX),
+    0: (4, _EBX, _ECX, _EDX),
     1: (SIGNATURE, 0, SSE3, FEATURES),
+    2: (1, 0, 0, 0),  # one round of descriptors, and none in it
+    3: (0, 0, 0, 0),  # no serial number
+    4: (0, 0, 0, 0),  # no cache of any level: type 0 at once
     0x80000000: (0x80000004, 0, 0, 0),
     0x80000001: (0, 0, 0, 0),
 }
@@ -39,7 +42,7 @@ class Cpuid:
 
     def answer(self, leaf: int, _subleaf: int) -> Registers:
         """(EAX, EBX, ECX, EDX). A leaf past the highest answers as the highest basic one, as Intel's do."""
-        return self._leaves.get(leaf, self._leaves[1])
+        return self._leaves.get(leaf, self._leaves[4])
 
     def add(self, leaf: int, eax: int = 0, ebx: int = 0, ecx: int = 0, edx: int = 0) -> None:
         """Set these bits, too; a leaf that there is not has no others."""

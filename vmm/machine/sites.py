@@ -2,9 +2,9 @@
 
 The engine has no hook for these, and its own way with them is not a processor's: INS writes a zero to memory
 before it asks for the port; MOV to CR0 and CR4 takes any value; a breakpoint set in DR7 hangs the process;
-any MSR may be read and written; INT1 is unknown; SYSCALL does nothing; LOOPE and LOOPNE lose the flags; LOCK is ignored
-where it must raise #UD. Each newly translated block is searched for them, cheaply, and the engine then stops just before each
-one that was found.
+any MSR may be read and written; INT1 is unknown; SYSCALL does nothing; LOOPE and LOOPNE lose the flags; LOCK is
+ignored where it must raise #UD. Each newly translated block is searched for them, cheaply, and the engine then
+stops just before each one that was found.
 """
 
 from __future__ import annotations
