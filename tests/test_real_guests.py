@@ -103,7 +103,7 @@ def different_words(one: Result, other: Result) -> list[int]:
 
 def is_x87_pointer(run: Result, word: int) -> bool:
     """Whether a word is FXSAVE's pointer to the last x87 instruction: one of the kernel's has been executed out of
-    the translation cache, and the engine says where. (The image: control word at 0, pointer at 8, MXCSR's mask at 28.)
+    the translation cache, and the engine says where. (FXSAVE: control word at 0, pointer at 8, MXCSR's mask at 28.)
     """
     image = bytes(run.memory[word - 8 : word + 24])
     return run.mode == "bt" and not word + 8 & 15 and image[:2] == b"\x7f\x03" and image[28:30] == b"\xff\xff"
