@@ -181,6 +181,18 @@ kernel: the process ended with code 42
         pv=True,
     ),
     Expectation(
+        "fpu",
+        """\
+fpu: three processes and one FPU
+by threes, in a register of the x87: right
+by fives, in a register of SSE: right
+by sevens, without the FPU: right
+switches of tasks: 303, of them with #NM: 202, with another state: 202
+verdict: RIGHT
+""",
+        pv=True,
+    ),
+    Expectation(
         "faults",
         """\
 faults: each exception, its error code, and whether the rest of its frame is as it must be
