@@ -88,7 +88,9 @@ def test_a_correct_monitor_cannot_be_told_from_the_bare_machine(expectation: Exp
 
 
 # Guests that execute no critical instruction whose result matters: trap-and-emulate is right for them.
-FAITHFUL = {"hello", "timer", "faults", "echo", "shutdown", "paging", "threads", "smc", "fpu", "disk", "clock", "apic"}
+FAITHFUL = {
+    "hello", "timer", "faults", "echo", "shutdown", "paging", "threads", "smc", "fpu", "disk", "clock", "apic",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("expectation", [e for e in EXPECTATIONS if e.guest in FAITHFUL], ids=str)
