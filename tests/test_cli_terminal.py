@@ -7,15 +7,18 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.terminals import ECHO, POLLED_ECHO, READY, Start, terminals
 from tests.test_cli import SPIN
 from tests.test_cli_script import SCAN_CODES
 from vmm.cli import status
-from vmm.cli.keyboard import Escapes
+from vmm.cli.keyboard import Command, Escapes
 from vmm.vm import UNMODIFIED
 
 
@@ -88,7 +91,7 @@ def test_the_prompt_answers_and_the_guest_goes_on(start: Start, mode: str) -> No
     """Ctrl-A c stops at a boundary; each command answers; what is typed after `cont` is the guest's again."""
     terminal = start("run", "-i", ECHO, "--mode", mode)
     terminal.until(READY)
-    assert b"jmp 0x" in terminal.pause()
+    assert b"  start.sleep+0xc: jmp 0x" in terminal.pause()
     terminal.type(b"info registers\r")
     assert re.search(rb"eax    [0-9a-f]{8}.*\r\nflags: .*IF", terminal.until(b"(vmm) "), re.DOTALL)
     terminal.type(b"info exits\r")
@@ -100,7 +103,7 @@ def test_the_prompt_answers_and_the_guest_goes_on(start: Start, mode: str) -> No
     terminal.type(b"x /4b 0x100000\r")
     assert re.search(rb"00100000: bc( [0-9a-f]{2}){3}\r\n", terminal.until(b"(vmm) "))  # mov esp
     terminal.type(b"x /2i 0x100000\r")
-    assert re.search(rb"mov esp, 0x.*\r\n.*call 0x", terminal.until(b"(vmm) "))
+    assert re.search(rb"\r\nstart:\r\n00100000  bc .*mov esp, 0x.*\r\n.*call 0x", terminal.until(b"(vmm) "))
     terminal.type(b"x /1w $esp\rx 0x7ffffff0\r")
     terminal.until(b"\r\n(vmm) ")
     terminal.until(b"\r\n(vmm) ")
@@ -183,18 +186,16 @@ def test_a_script_goes_first_and_hands_over(start: Start, tmp_path: Path) -> Non
     assert terminal.end()[0] == 1
 
 
-@pytest.mark.parametrize("pieces", [[b"ab\x01", b"xc"], [b"ab\x01xc"], [b"a", b"b", b"\x01", b"x", b"c"]])
-def test_an_escape_may_be_split(pieces: list[bytes]) -> None:
-    """Ctrl-A and its key are two keys, whenever they come."""
-    escapes = Escapes()
-    found = [what for piece in pieces for what in escapes.feed(piece)]
-    assert b"".join(what for what in found if isinstance(what, bytes)) == b"abc"
-    assert [what for what in found if not isinstance(what, bytes)] == ["leave"]
-
-
 def test_a_key_that_means_nothing_after_ctrl_a_is_dropped() -> None:
-    """As in QEMU."""
-    assert list(Escapes().feed(b"1\x01z2\x01\x013")) == [b"1", b"2", b"\x01", b"3"]
+    """As in QEMU; Ctrl-A with itself or `a` is one Ctrl-A."""
+    assert list(Escapes().feed(b"1\x01z2\x01\x013\x01a\x01x")) == [
+        b"1",
+        b"2",
+        b"\x01",
+        b"3",
+        b"\x01",
+        "leave",
+    ]
 
 
 @pytest.mark.parametrize("mode", sorted(UNMODIFIED))
@@ -256,3 +257,74 @@ def test_time_is_the_host_s_at_a_terminal_and_else_that_of_instructions(start: S
         terminal.until(told)
         assert terminal.end()[0] == status.BUDGET
         assert json.loads(report.read_text())["clock"] == clock
+
+
+# Three functions deep, the innermost one going round for ever; each pushes EBP, and points it there.
+DEEP = """
+bits 32
+org 0x100000
+start:  mov esp, 0x180000
+        xor ebp, ebp
+        call outer
+outer:  push ebp
+        mov ebp, esp
+        call inner
+inner:  push ebp
+        mov ebp, esp
+        jmp $
+"""
+
+
+@pytest.mark.parametrize("mode", sorted(UNMODIFIED))
+def test_the_prompt_tells_who_called(start: Start, guest: Path, mode: str) -> None:
+    """`backtrace` follows EBP from frame to frame, with the source's names."""
+    source = guest.with_suffix(".asm")
+    source.write_text(DEEP)
+    terminal = start("run", "-i", source, "--mode", mode)
+    terminal.until(b"helps\r\n")
+    time.sleep(0.5)
+    terminal.type(b"\x01c")
+    terminal.until(b"  inner+0x3: jmp 0x")
+    terminal.until(b"(vmm) ")
+    terminal.type(b"backtrace\r")
+    shown = [line.split() for line in terminal.until(b"(vmm) ").splitlines()[1:]]
+    assert [name for _, name in shown] == [b"inner+0x3", b"inner", b"outer"]
+    terminal.type(b"quit\r")
+    assert terminal.end()[0] == status.OK
+
+
+def test_the_prompt_reads_no_device(start: Start, guest: Path) -> None:
+    """A look at registers in memory would do something; a page below, or where nothing is mapped, is what it is."""
+    guest.write_bytes(SPIN)
+    terminal = start("run", "-i", guest, "--machine", "pc")
+    terminal.until(b"helps\r\n")
+    terminal.type(b"\x01c")
+    terminal.until(b"(vmm) ")
+    terminal.type(b"x 0xfee00020\r")
+    terminal.until(b"\r\nfee00020: a device, which is not read\r\n(vmm) ")
+    terminal.type(b"x /2w 0xfedffffc\r")
+    terminal.until(b"\r\nfedffffc: ffffffff\r\nfee00000: a device, which is not read\r\n(vmm) ")
+    terminal.type(b"\x01x")
+    assert terminal.end()[0] == status.OK
+
+
+@given(
+    typed=st.lists(st.sampled_from(b"ab\x01xcha\x03"), max_size=20).map(bytes),
+    cuts=st.lists(st.integers(0, 20)),
+)
+def test_what_ctrl_a_means_does_not_depend_on_when_the_keys_come(typed: bytes, cuts: list[int]) -> None:
+    """Whatever pieces the terminal gives it in; and without Ctrl-A every byte is the guest's."""
+    edges = sorted((0, *(cut for cut in cuts if cut < len(typed)), len(typed)))
+    escapes = Escapes()
+    pieces = [what for start, end in pairwise(edges) for what in escapes.feed(typed[start:end])]
+    whole = list(Escapes().feed(typed))
+
+    def guest_s(found: list[bytes | Command]) -> bytes:
+        return b"".join(what for what in found if isinstance(what, bytes))
+
+    assert guest_s(pieces) == guest_s(whole)
+    assert [what for what in pieces if isinstance(what, str)] == [
+        what for what in whole if isinstance(what, str)
+    ]
+    if b"\x01" not in typed:
+        assert guest_s(whole) == typed

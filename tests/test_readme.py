@@ -163,6 +163,16 @@ def test_the_script_shown_is_a_real_one(tmp_path: Path) -> None:
     assert f"    {told} in " in after
 
 
+def test_the_conversation_in_python_is_a_real_one() -> None:
+    """What the README shows of the interface runs as it stands, and does not only because nothing is asserted."""
+    _, _, after = README.partition("From Python, with the same promises:\n\n")
+    code = "".join(line[4:] + "\n" for line in after.partition("\n\n`")[0].splitlines())
+    for wanted, status in (("HELLO", 0), ("WORLD", 1)):
+        program = code.replace('"HELLO', f'"{wanted}')
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
+        assert done.returncode == status and ("AssertionError" in done.stderr.decode()) == bool(status)
+
+
 def test_the_prompt_shown_is_a_real_one() -> None:
     """What the README shows at the prompt of Ctrl-A c is what is there."""
     _, _, after = README.partition("    $ python -m vmm run -i guests/echo.asm\n")

@@ -27,7 +27,7 @@ HELP = """\
 Ctrl-A h       this help
 Ctrl-A x       leave
 Ctrl-A c       stop the guest and ask for commands
-Ctrl-A Ctrl-A  send Ctrl-A to the guest
+Ctrl-A a       send Ctrl-A to the guest (also Ctrl-A Ctrl-A)
 """
 
 
@@ -45,7 +45,7 @@ class Escapes:
                 key, data = data[0], data[1:]
                 if key in COMMANDS:
                     yield COMMANDS[key]
-                elif key == ESCAPE[0]:
+                elif key in ESCAPE + b"a":
                     yield ESCAPE
                 continue
             plain, escape, data = data.partition(ESCAPE)

@@ -9,11 +9,11 @@ import queue
 import re
 from collections.abc import Callable
 
-from vmm.errors import UsageError, VmmError
-from vmm.isa.disassemble import disassemble
+from vmm.cli.view import View
+from vmm.errors import UsageError
+from vmm.isa.disassemble import Instruction, disassemble
 from vmm.isa.words import CR0, CR4, EFlags
 from vmm.machine.machine import Outcome
-from vmm.machine.paging import PageFault
 from vmm.vm import Result, VirtualMachine
 
 PROMPT = b"(vmm) "
@@ -24,6 +24,7 @@ info exits         exits by reason, so far
 info memory        RAM, paging, where code and stack lie
 info mode          how the guest is run, and how far it is
 info devices       the interrupt controllers, and who answers at which ports
+backtrace          EIP and its callers, of code that keeps frame pointers in EBP
 x /NF ADDRESS      N units at a linear address (or $REGISTER); F is b, h or w (1, 2 or 4 bytes) or i (instructions)
 step [N]           execute N instructions
 sendkey KEYS       press keys of the PC's keyboard together, such as ctrl-alt-delete or f1
@@ -32,6 +33,7 @@ cont               let the guest go on (also Ctrl-A c)
 quit               end the run (also Ctrl-A x)
 """
 MOST_UNITS = 4096
+LONGEST = 15  # bytes of an instruction
 PER_LINE = {1: 16, 2: 8, 4: 4}  # units by their size
 UNITS = {"b": 1, "h": 2, "w": 4, "x": 4}
 STEP_SECONDS = 2.0  # of wall time that a step may take: a guest that sleeps would take for ever
@@ -52,6 +54,7 @@ class Prompt:
         self._keys: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._rest = b""
         self._ended: Outcome | None = None
+        self._view = View(vm)
 
     def typed(self, data: bytes) -> None:
         """From another thread: keys for the prompt."""
@@ -64,6 +67,7 @@ class Prompt:
     def ask(self, result: Result) -> Outcome | None:
         """Commands, until the guest is to go on (None), or the run has come to an end. `result` is the run so far."""
         self._ended = None
+        self._view = View(self._vm)
         self._say(b"\n")
         self._where()
         while self._ended is None:
@@ -134,6 +138,9 @@ class Prompt:
             raise _Wrong(f"info {words[1]}: there are registers, exits, memory, mode and devices")
         if command[0] == "x" and (found := _EXAMINE.fullmatch(line)):
             self._examine(found)
+        elif "backtrace".startswith(command) and len(words) == 1 or command == "bt":
+            for address in self._view.frames():
+                self._tell(f"{address:08x}  {self._view.name(address)}".rstrip())
         elif "step".startswith(command) and len(words) <= 2:
             self._step(words[1] if len(words) == 2 else "1")
         elif "sendkey".startswith(command) and len(words) == 2:
@@ -156,7 +163,7 @@ class Prompt:
         }
 
     def _registers(self) -> None:
-        values = dict(self._vm.control.registers())
+        values = self._view.registers
         set_flags = [name for name, mask in EFlags.FIELDS.items() if values.get("eflags", 0) & mask]
         texts = [f"{name:<6} {value:08x}" for name, value in values.items()]
         for start in range(0, len(texts), 4):
@@ -180,27 +187,26 @@ class Prompt:
         else:
             kind = "PAE" if registers.cr4 & CR4.PAE else "32-bit"
             self._tell(f"paging on, {kind}, tables at {registers.cr3:08x}")
-        values = self._vm.control.registers()
         for name in ("eip", "esp"):
-            try:
-                where = f"physical {self._physical(values[name]):08x}"
-            except PageFault:
-                where = "not mapped"
-            self._tell(f"{name} {values[name]:08x}: {where}")
+            address = self._view.registers[name]
+            physical = self._view.physical(address)
+            where = "not mapped" if physical is None else f"physical {physical:08x}"
+            self._tell(f"{name} {address:08x}: {where}")
 
     def _mode(self) -> None:
         vm = self._vm
         clock = "instructions" if vm.machine.clock.exact else "host"
         self._tell(f"{vm.mode.name}: {vm.mode.summary}")
         asleep = ", asleep in HLT" if vm.machine.run_state.asleep else ""
-        self._tell(f"guest CPL {vm.control.registers()['cs'] & 3} by CS's RPL{asleep}")
+        self._tell(f"guest CPL {self._view.registers['cs'] & 3} by CS's RPL{asleep}")
         self._tell(
             f"{vm.machine.retired():,} instructions, {vm.machine.now() / 1e9:.3f} s of guest time; clock {clock}"
         )
 
     def _devices(self) -> None:
         devices, bus = self._vm.machine.devices, self._vm.machine.bus
-        for name, chip, first in (("master", devices.pics.state.master, 0), ("slave", devices.pics.state.slave, 8)):
+        pics = devices.pics.state
+        for name, chip, first in (("master", pics.master, 0), ("slave", pics.slave, 8)):
             masks = {"request": chip.irr, "in service": chip.isr, "open": ~chip.imr & 0xFF}
             texts = [f"{what} {_lines(mask, first) or 'none'}" for what, mask in masks.items()]
             self._tell(f"{name} PIC, vectors from {chip.base:#x}: {'; '.join(texts)}")
@@ -214,13 +220,11 @@ class Prompt:
             raise _Wrong(str(error)) from None
 
     def _where(self) -> None:
-        eip = self._vm.control.registers()["eip"]
-        try:
-            shown = disassemble(self._read(eip, 15), eip, 1)
-        except _Wrong:
-            shown = []
+        eip = self._view.registers["eip"]
+        name = self._view.name(eip)
+        code = disassemble(self._view.read(eip, LONGEST), eip, 1)
         asleep = "   (asleep in HLT before it)" if self._vm.machine.run_state.asleep else ""
-        self._tell(f"{eip:08x}  {shown[0] if shown else '(bad)'}{asleep}")
+        self._tell(f"{eip:08x}  {f'{name}: ' if name else ''}{code[0] if code else '(bad)'}{asleep}")
 
     def _step(self, count: str) -> None:
         if not count.isascii() or not count.isdigit() or not 0 < int(count) <= 10**12:
@@ -228,6 +232,7 @@ class Prompt:
         before = self._vm.machine.retired()
         outcome = self._vm.run(before + int(count), STEP_SECONDS).outcome
         done = self._vm.machine.retired() - before
+        self._view = View(self._vm)
         if outcome.kind == "timeout":
             self._tell(f"only {done:,} in {STEP_SECONDS:g} s")
         elif outcome.kind != "budget":
@@ -241,9 +246,9 @@ class Prompt:
             raise _Wrong(f"x /{count}: between 1 and {MOST_UNITS}")
         address = self._address(found["address"])
         if found["unit"] == "i":
-            code = self._read(address, 15 * count)
-            for instruction in disassemble(code, address, count):
-                self._tell(f"{instruction.address:08x}  {instruction.bytes.hex(' '):<30}  {instruction}")
+            code = self._read(address, LONGEST * count)
+            for number, instruction in enumerate(disassemble(code, address, count)):
+                self._instruction(instruction, first=not number)
             return
         size = UNITS[found["unit"] or "w"]
         per_line = PER_LINE[size]
@@ -254,10 +259,27 @@ class Prompt:
             units = [data[i : i + size][::-1].hex() for i in range(0, len(data) // size * size, size)]
             self._tell(f"{at:08x}: {' '.join(units)}")
             if len(data) < wanted:
-                raise _Wrong(f"{at + len(data) & 0xFFFFFFFF:08x}: not mapped")
+                end = at + len(data) & 0xFFFFFFFF
+                raise _Wrong(f"{end:08x}: {self._nothing(end)}")
+
+    def _instruction(self, instruction: Instruction, first: bool) -> None:
+        name = self._view.name(instruction.address)
+        if name and (first or "+" not in name):
+            self._tell(f"{name}:")
+        self._tell(f"{instruction.address:08x}  {instruction.bytes.hex(' '):<30}  {instruction}")
+
+    def _read(self, address: int, size: int) -> bytes:
+        """As much as there is; at least a byte."""
+        data = self._view.read(address, size)
+        if not data:
+            raise _Wrong(f"{address:08x}: {self._nothing(address)}")
+        return data
+
+    def _nothing(self, address: int) -> str:
+        return "not mapped" if self._view.physical(address) is None else "a device, which is not read"
 
     def _address(self, text: str) -> int:
-        values = self._vm.control.registers()
+        values = self._view.registers
         if text.startswith("$"):
             if text[1:] not in values:
                 raise _Wrong(f"{text}: no such register: there are {', '.join(values)}")
@@ -269,29 +291,6 @@ class Prompt:
         if not 0 <= address < 1 << 32:
             raise _Wrong(f"{text}: not an address: give a number below 4 GiB, such as 0x100000, or $eip")
         return address
-
-    # Memory, without a trace in it
-
-    def _physical(self, address: int) -> int:
-        linear = self._vm.machine.linear
-        where = linear.translate(address, write=False, user=False, mark=False)
-        return where.frame | address & 0xFFF
-
-    def _read(self, address: int, size: int) -> bytes:
-        """As much as is mapped; at least a byte."""
-        memory = self._vm.machine.memory
-        data = bytearray()
-        while len(data) < size:
-            at = address + len(data) & 0xFFFFFFFF
-            part = min(size - len(data), 0x1000 - (at & 0xFFF))
-            try:
-                physical = self._physical(at)
-            except (PageFault, VmmError):
-                break
-            data += bytes(memory.read(physical + i, 1) for i in range(part))
-        if not data:
-            raise _Wrong(f"{address:08x}: not mapped")
-        return bytes(data)
 
 
 def _lines(mask: int, first: int) -> str:
