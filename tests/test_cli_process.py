@@ -245,3 +245,24 @@ def test_every_status_is_even_but_the_guests(guest: Path) -> None:
     guest.write_bytes(SPIN)
     process = start("run", guest, "--max-instructions", "10")
     assert finish(process)[0] == status.BUDGET
+
+
+def test_a_signal_that_comes_at_the_end_of_a_run_does_not_kill(guest: Path) -> None:
+    """One that nobody has taken when the run is over is forgotten: the process ends as the run did."""
+    guest.write_bytes(EXIT_5)
+    program = f"""
+import os, signal, sys
+from vmm.cli.main import main
+from vmm.cli.session import Session
+run = Session.run
+def late(self):
+    result = run(self)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        for _ in range(20):
+            os.kill(os.getpid(), number)
+    return result
+Session.run = late
+sys.exit(main(["run", {str(guest)!r}]))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, cwd=GUESTS.parent)
+    assert finish(process)[0] in (11, Interrupted.status)

@@ -76,7 +76,9 @@ def test_a_shell_on_the_terminal(start: Start, tmp_path: Path) -> None:
     assert b"\na line\n" in command(b"cat /tmp/typed\n")
     numbers = command(b"seq 1 500\n").split(b"seq 1 500\n")[1]
     assert numbers == b"".join(b"%d\n" % number for number in range(1, 501))
-    assert b"asleep in HLT" in terminal.pause()
+    assert b"  default_idle" in terminal.pause()
+    terminal.type(b"backtrace\r")
+    assert b"  start_kernel+0x" in terminal.until(b"(vmm) ")
     terminal.type(b"x /4w $esp\rinfo memory\r")
     assert b"not mapped" not in terminal.until(b"paging on")
     terminal.until(b"(vmm) ")

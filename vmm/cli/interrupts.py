@@ -63,6 +63,8 @@ class Interrupts:
             assert self._thread.ident is not None
             signal.pthread_kill(self._thread.ident, next(iter(self._signals)))
             self._thread.join()
+            while late := signal.sigpending() & self._signals:  # for a run that has ended: nothing is left to stop
+                signal.sigwait(late)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
     def _watch(self) -> None:

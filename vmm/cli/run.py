@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -123,7 +124,10 @@ def run(options: argparse.Namespace) -> int:
             result = session.run()
         finally:
             screen.stop_progress()
-    outcome = result.outcome
+        outcome = result.outcome
+        hung_up = outcome.detail == HUNG_UP or screen.failed is not None and screen.failed.errno == errno.EIO
+        if hung_up:  # which whoever started us may yet say, too, while what came of the run is written
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
     code = of_outcome(outcome.kind, outcome.status)
     if session.unseen is not None and outcome.kind != "interrupted":
         code = UNSEEN
@@ -143,7 +147,7 @@ def run(options: argparse.Namespace) -> int:
         from vmm.cli.report import write
 
         write(report, options.report, options, vm, result, code, start_seconds)
-    if outcome.detail == HUNG_UP or screen.failed is not None and screen.failed.errno == errno.EIO:
+    if hung_up:
         raise Interrupted(f"{options.guest}, {result.mode}: {HUNG_UP}")
     if isinstance(screen.failed, BrokenPipeError):
         return OutputError.status  # whoever read it has seen enough
