@@ -154,7 +154,7 @@ def test_on_a_pc_with_pci_it_finds_everything_by_acpi() -> None:
     kernel, initrd = require_linux()
     disk = Medium(64)
     commands = "modprobe ata_piix; modprobe sd_mod; dd if=/dev/sda bs=512 | md5sum; cat /proc/interrupts"
-    line = f'console=ttyS0 nokaslr cryptomgr.notests vmm.run="{commands}"'
+    line = f'console=ttyS0 nokaslr noisapnp cryptomgr.notests vmm.run="{commands}"'
     image = load_image(kernel, memory=MEMORY, command_line=line, modules=[ModuleFile(initrd)])
     result = VirtualMachine(image, "hvm", memory=MEMORY, disk=disk, model="pc").run(None, TIMEOUT)
     assert (result.outcome.kind, result.outcome.status) == ("halt", 0)

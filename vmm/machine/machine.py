@@ -97,7 +97,6 @@ class Machine:
         self._woken = threading.Event()
         self.interrupt_pending = False
         self.guest_tsc_offset = 0  # what VMRUN adds to the counter, while a guest is on the processor
-        self._asked_at = -1  # the linear address at which an instruction reaches for a device, if that is known
         self._control: Control | None = None
         self.cpuid = Cpuid()
         self.msrs = Msrs()
@@ -339,17 +338,16 @@ class Machine:
             self.count_from_here()
         self.memory.devices.asked = False
         self.memory.devices.open = self.run_state.step = True
-        self._asked_at = self.engine.refused[0]
         return 1
 
     def _shut_devices(self) -> None:
         """That instruction is over: nothing of the engine's leads to a device any more."""
         devices = self.memory.devices
-        if devices.given == 1 and self._asked_at >= 0:
-            self.engine.flush_page(self._asked_at)
+        if devices.given == 1 and devices.asked_at >= 0:
+            self.engine.flush_page(devices.asked_at)
         else:
             self.engine.flush_tlb()
-        devices.open, devices.given, self._asked_at = False, 0, -1
+        devices.open, devices.given, devices.asked_at = False, 0, -1
 
     def _grant(self, instructions: int, deadline: int | None) -> None:
         """Let the CPU execute so many instructions, or fewer if a device has something to do before."""

@@ -38,6 +38,7 @@ class DeviceMemory:
         self._windows: dict[int, int] = {}  # which answers, by page address
         self.open = False  # one instruction is being executed that may reach them
         self.asked = False  # an access has been refused, and not yet been looked after
+        self.asked_at = -1  # the linear address of that access, if it is known
         self.given = 0  # how often a page has been given while open
 
     def attach(self, page: int, device: MemoryDevice) -> None:

@@ -95,7 +95,10 @@ def _after_refusal(m: Machine) -> str:
         m.state.inhibited = False
     m.emit("page fault", f"{address:#x}", address=address)
     reason = m.control.page_fault(address, access) or "exception #PF"
-    return "access to a device" if m.memory.devices.asked else reason
+    if not m.memory.devices.asked:
+        return reason
+    m.memory.devices.asked_at = address
+    return "access to a device"
 
 
 def _after_collapse(m: Machine) -> str:

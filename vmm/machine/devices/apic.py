@@ -56,6 +56,11 @@ _ICR_BITS = VECTOR | MODE | LOGICAL | 1 << 14 | LEVEL | 3 << 18
 _WIDE = 0xFFFF_FFFF
 
 
+def page_of(base: int) -> int:
+    """The physical page that IA32_APIC_BASE names, 0 for none: it is off, or where no address line goes."""
+    return base & 0xFFFF_F000 if base & BASE_ENABLE and base < 1 << 32 else 0
+
+
 @dataclass
 class ApicState:
     """The registers. Bit n of `irr`, `isr` and `tmr` is vector n; `extint` is INTR, and `pin` the output."""
@@ -103,7 +108,7 @@ class LocalApic:
         self.restore(ApicState())
 
     def restore(self, state: ApicState) -> None:
-        """Go on from there."""
+        """Go on from there; the page, if it is elsewhere, has to be moved by whoever does this (`page_of`)."""
         self.state = state
         self.timer = ApicTimer(state.timer, self._now)
 
@@ -269,9 +274,8 @@ class LocalApic:
         if not was & BASE_ENABLE:
             value &= ~BASE_ENABLE
         state.base = value
-        pages = [base & 0xFFFF_F000 if base & BASE_ENABLE and base < 1 << 32 else 0 for base in (was, value)]
-        if pages[0] != pages[1]:
-            self._moved(pages[1])
+        if page_of(was) != page_of(value):
+            self._moved(page_of(value))
         self._update()
         return True
 
