@@ -12,7 +12,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-YOUNG = 100_000  # objects made, and not freed, between two looks at the young ones: some ten megabytes at the most
+YOUNG = 500_000  # objects made, and not freed, between two looks at the young ones
 OLDER = 1_000  # looks at the young ones before all are looked at
 
 
