@@ -52,6 +52,10 @@ SEQUENCES: dict[str, str] = {
     "%%odd: call returns_8_odd\n inc edi\n jmp %%over\n%%even: call returns_8_even\n%%over:",
     "RET n": "push eax\n push ecx\n call returns_8\n inc edi",
     "RET that is a jump": "push dword %%there\n ret\n nop\n%%there: inc edi",
+    "RETs that share a place in the table": "mov ecx, %%first + 0x40000 - 5\n mov byte [ecx], 0xE8\n"
+    " mov dword [ecx + 1], near_routine - %%first - 0x40000\n mov byte [ecx + 5], 0xC3\n call ecx\n"
+    "%%first: mov eax, near_routine\n mov ecx, %%second + 0x40000 - 2\n mov word [ecx], 0xD0FF\n"
+    " mov byte [ecx + 2], 0xC3\n call ecx\n call near_routine\n%%second: inc edi",
     "LOOP": "mov ecx, 3\n%%again: inc edi\n loop %%again\n add edi, ecx",
     "LOOPE": "mov ecx, 5\n%%again: test ecx, 2\n loope %%again\n add edi, ecx\n mov ecx, 5\n"
     "%%more: test ecx, 2\n loopne %%more",

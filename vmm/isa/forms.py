@@ -84,7 +84,9 @@ class Form:
 
 _Heads = dict[bytes, "Form | int | None"]
 _heads: _Heads = {}  # by head: its form, None where it is #UD; by what begins a head: how many bytes to look at next
+_names: dict[tuple[bytes, int, int | None], str] = {}  # by prefixes, opcode, and what counts of ModRM
 _UNKNOWN = -1
+_UNNAMED = "?"
 _NAMED_BY_IMMEDIATE = frozenset((0x0F0F, 0x0FC2))  # 3DNow!, CMPPS and its like; and all of the map 0F3A
 
 
@@ -159,13 +161,18 @@ def _learn(code: bytes) -> Form | None:
         memory = Operand(segment, None, None, 1, prefixes.address_size, *immediates.pop())
     code = code[:at]
     form: Form | None = None
+    remembered = opcode not in _NAMED_BY_IMMEDIATE and opcode >> 8 != 0x0F3A
     if not prefixes.lock or memory is not None and key in LOCKABLE:
-        name = _name(code, opcode, key, modrm or 0, prefixes)
+        # Of a memory operand only that it is one matters to name and existence.
+        kind = code[: prefixes.size], opcode, modrm if memory is None else -1 - ((modrm or 0) & 0x38)
+        name = _names.get(kind, _UNNAMED) if remembered else _UNNAMED
+        if name is _UNNAMED:
+            name = _names[kind] = _name(code, opcode, key, modrm or 0, prefixes)
         if name:
             p = prefixes
             form = Form(at, opcode, key, p.operand_size, p.address_size, p.lock, p.repeat, p.segment, modrm, memory,
                         tuple(immediates), name, p.size)  # fmt: skip
-    if opcode not in _NAMED_BY_IMMEDIATE and opcode >> 8 != 0x0F3A:
+    if remembered:
         for size in range(1, head):
             _heads[code[:size]] = size + 1
         _heads[code[:head]] = form

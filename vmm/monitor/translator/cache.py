@@ -20,9 +20,10 @@ from vmm.machine.cpu.stub import BEGINS, LOOK
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.monitor.translator import layout
-from vmm.monitor.translator.emitter import TRAP, Context, Link, Prediction
-from vmm.monitor.translator.units import Unit
+from vmm.monitor.translator.emitter import NO_LANDING, TRAP, Context, Link, Prediction
+from vmm.monitor.translator.units import Landing, Unit
 
+_WORD = struct.Struct("<I")
 _NO_TAG = 0xFFFFFFFF  # at index 0, where a tag of 0 would stand for EIP 0
 
 
@@ -54,9 +55,8 @@ class TranslationCache:
             "I"
         )
         self._landings = self.view[layout.LANDINGS : layout.LANDINGS + layout.TABLE_SIZE].cast("I")
-        self._landed: dict[int, int] = {}  # return addresses with a landing, by index
-        self._no_landing = 0
-        self.first = 0  # offset of the unit that `_no_landing` leads to
+        self._chains: dict[int, list[Landing]] = {}  # by index in the table: what it leads to, one after the other
+        self._linear = -1
         self._tags[0] = _NO_TAG
         self.units: list[Unit] = []
         self._origins: list[int] = []
@@ -69,7 +69,7 @@ class TranslationCache:
         self._seen: set[tuple[Context, int]] = set()
         self._used: dict[int, int] = {}  # indices of the table in use: EIP
         self._table_context: Context | None = None
-        self.cursor = 0
+        self.cursor = NO_LANDING
         self.statistics = Statistics()
 
     # Room
@@ -108,9 +108,12 @@ class TranslationCache:
         if unit.first:
             entries[unit.eip] = unit.origin
         else:
-            for index in range(unit.last):
-                if index not in unit.after_sti:
-                    entries.setdefault(unit.eips[index], unit.starts[index])
+            found = dict(zip(unit.eips[: unit.last], unit.starts[: unit.last], strict=True))
+            for index in unit.after_sti:
+                found.pop(unit.eips[index], None)
+            for eip in found.keys() & entries.keys():
+                del found[eip]
+            entries.update(found)
         for address, size in unit.sources:
             for frame in {address & ~(PAGE - 1), address + size - 1 & ~(PAGE - 1)}:
                 self._by_frame.setdefault(frame, set()).add(unit)
@@ -137,7 +140,7 @@ class TranslationCache:
 
     def _poke(self, offset: int, value: int) -> None:
         at = layout.CODE + offset
-        self.view[at : at + 4] = struct.pack("<I", value & 0xFFFFFFFF)
+        _WORD.pack_into(self.view, at, value & 0xFFFFFFFF)
 
     def predict(self, unit: Unit, prediction: Prediction, eip: int, target: int) -> None:
         """Let an indirect jump try guest `eip` first, whose translation is at `target`."""
@@ -170,35 +173,61 @@ class TranslationCache:
     def use_table(self, context: Context) -> None:
         """The table belongs to one context at a time."""
         if context != self._table_context:
+            self._unchain()
             self.clear_table()
             self._table_context = context
 
-    def land(self, context: Context, eip: int, linear: int) -> None:
-        """Let a RET to guest `eip` find its landing; `linear` is that as an EIP."""
-        self.use_table(context)
-        self._landings[eip & 0xFFFF] = linear
-        self._landed[eip & 0xFFFF] = eip
+    def land(self, unit: Unit, landing: Landing) -> None:
+        """Let a RET find its landing, which the CPU has not executed yet.
 
-    def _unland(self, eip: int, offset: int) -> None:
-        index = eip & 0xFFFF
-        if self._landed.get(index) == eip and self._landings[index] - self._no_landing == offset - self.first:
-            self._landings[index] = self._no_landing
-            del self._landed[index]
+        Landings whose addresses have the same place in the table are chained: one goes on to the next.
+        """
+        self.use_table(unit.context)
+        index = landing.eip & 0xFFFF
+        chain = self._chains.setdefault(index, [])
+        for number, other in enumerate(chain):
+            if other.eip == landing.eip:
+                self._unland(index, number)
+                break
+        if chain:
+            self._poke(landing.miss, chain[0].start - (landing.miss + 4))
+        chain.insert(0, landing)
+        self._landings[index] = landing.start + self._linear & 0xFFFFFFFF
 
-    def set_no_landing(self, linear: int) -> None:
-        """Where a RET arrives that nobody has prepared for, as an EIP."""
-        if linear != self._no_landing:
-            self._no_landing = linear
-            self._landed.clear()
-            start = layout.LANDINGS
-            self.view[start : start + layout.TABLE_SIZE] = struct.pack("<I", linear) * (
-                layout.TABLE_SIZE // 4
-            )
+    def _unland(self, index: int, number: int) -> None:
+        """Take a landing out of its chain."""
+        chain = self._chains[index]
+        del chain[number]
+        following = chain[number].start if number < len(chain) else NO_LANDING
+        if not number:
+            self._landings[index] = following + self._linear & 0xFFFFFFFF
+        else:
+            miss = chain[number - 1].miss
+            self._poke(miss, following - (miss + 4))
+            self.forget(miss, 4)
+
+    def set_linear(self, linear: int) -> None:
+        """What an offset in the cache is as an EIP: that of the cache's beginning."""
+        if linear != self._linear:
+            self._unchain()
+            self._linear = linear
+            self._clear_landings()
+
+    def _clear_landings(self) -> None:
+        nowhere = struct.pack("<I", NO_LANDING + self._linear & 0xFFFFFFFF)
+        start, size = layout.LANDINGS, layout.TABLE_SIZE
+        self.view[start : start + size] = nowhere * (size // 4)
+        self._chains.clear()
+
+    def _unchain(self) -> None:
+        """Landings that are not in the table any more may be dropped without another knowing."""
+        for chain in self._chains.values():
+            for landing in chain[:-1]:
+                self._poke(landing.miss, NO_LANDING - (landing.miss + 4))
+                self.forget(landing.miss, 4)
 
     def clear_table(self) -> None:
-        for index in self._landed:
-            self._landings[index] = self._no_landing
-        self._landed.clear()
+        self._clear_landings()
         for index in self._used:
             self._tags[index] = 0
         self._tags[0] = _NO_TAG
@@ -234,9 +263,10 @@ class TranslationCache:
             for source, link, stub in self._incoming.pop(start, ()):
                 if not source.dead:
                     self._point(link, stub)
-        for piece in unit.special.values():
-            if piece.landing is not None and piece.instruction is not None:
-                self._unland(piece.instruction.next, piece.landing)
+        for landing in unit.landings:
+            chain = self._chains.get(landing.eip & 0xFFFF, ())
+            if landing in chain:
+                self._unland(landing.eip & 0xFFFF, chain.index(landing))
         start = layout.CODE + unit.origin
         self.view[start : start + unit.size] = TRAP * unit.size
         self.forget(unit.origin, unit.size)
@@ -258,6 +288,6 @@ class TranslationCache:
         self._by_page.clear()
         self._seen.clear()
         self.clear_table()
-        self.cursor = 0
+        self.cursor = NO_LANDING
         self._machine.engine.drop_all_code()
         self.statistics.flushes += 1

@@ -19,6 +19,7 @@ from vmm.isa.decode import Instruction
 from vmm.monitor.translator import layout
 
 TRAP = b"\xf4"  # HLT: in ring 1 it exits with #GP(0), one byte, EIP at it
+NO_LANDING = 0  # offset in the cache of the trap for a RET that nobody has prepared for
 ECX, EDX = 1, 2  # bits of a clobber mask
 
 
@@ -110,16 +111,17 @@ class Emitter:
 
     def trap(self) -> None:
         """Exit to the monitor."""
-        self.emit(TRAP)
+        self.code += TRAP
 
     def trap_unless_ecx_is_zero(self) -> None:
         self.emit("e301", TRAP)
 
-    def link(self, opcode: str, target: int, certain: bool = False) -> None:
+    def link(self, opcode: bytes, target: int, certain: bool = False) -> None:
         """A jump with a 32-bit displacement to the translation of guest EIP `target`."""
-        self.emit(opcode)
-        self.links.append(Link(self.here, target & 0xFFFFFFFF, certain))
-        self.emit(bytes(4))
+        code = self.code
+        code += opcode
+        self.links.append(Link(self.origin + len(code), target & 0xFFFFFFFF, certain))
+        code += b"\0\0\0\0"
 
     def look_up_ecx(self) -> None:
         """Go on at the translation of the guest EIP in ECX, whose own value is saved; no flag is changed.
@@ -149,7 +151,7 @@ class Emitter:
         self.code[branch] = len(self.code) - branch - 1
         self.clobber(ECX)
         self.restore_ecx()
-        self.link("e9", 0)
+        self.link(b"\xe9", 0)
         self.clobber(0)
         self.trap()
         self.prediction = Prediction(expected, back, self.links.pop())

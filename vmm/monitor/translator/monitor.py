@@ -416,7 +416,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
 
     def _trapped(self, unit: Unit, index: int, offset: int, piece: Piece) -> str | None:
         """The monitor's own trap."""
-        if piece.kind is PieceKind.LANDING or piece.landing is not None and offset > piece.landing:
+        if piece.kind is PieceKind.LANDING or piece.landing is not None and offset >= piece.landing:
             return self._return_missed()
         if piece.prediction is not None:
             return self._missed(unit, offset, piece.prediction)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from vmm.isa.decode import ESP, Instruction
 from vmm.isa.forms import Form
 from vmm.monitor.translator.emitter import Context
 
-Condition = Callable[[Instruction, Context], bool]
+Condition = Callable[[Any, Context], bool]  # of an instruction; of direct branches it gets the form
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ def _flags(i: Instruction, c: Context) -> bool:
     return c.can_sequence and i.operand_size == 4
 
 
-def _wide(i: Instruction, _c: Context) -> bool:
+def _wide(i: Instruction | Form, _c: Context) -> bool:
     return i.operand_size == 4
 
 
-def _wide_stack(i: Instruction, c: Context) -> bool:
+def _wide_stack(i: Instruction | Form, c: Context) -> bool:
     return i.operand_size == 4 and c.wide_stack
 
 

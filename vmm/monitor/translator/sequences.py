@@ -14,12 +14,16 @@ import struct
 from collections.abc import Callable
 
 from vmm.isa.decode import ESP, Instruction, Memory
+from vmm.isa.forms import Form
 from vmm.isa.opcodes import SEGMENT_PREFIX
 from vmm.isa.words import EFlags
 from vmm.monitor.translator import layout
-from vmm.monitor.translator.emitter import ECX, EDX, Emitter, source_operand, split
+from vmm.monitor.translator.emitter import ECX, EDX, NO_LANDING, Emitter, source_operand, split
 
 Sequence = Callable[[Emitter, Instruction], None]
+Direct = Callable[[Emitter, Form, bytes, int], None]  # with the instruction's bytes, and its EIP
+_JUMP = b"\xe9"
+_BRANCHES = [bytes((0x0F, 0x80 + condition)) for condition in range(16)]
 _OVERRIDE = {segment: bytes([prefix]) for prefix, segment in SEGMENT_PREFIX.items()}
 # What must be clear in an EFLAGS image for the CPU to load it as the kernel's: the rest is the monitor's to do.
 _ODD_LOW = EFlags.TF | EFlags.IOPL | EFlags.NT
@@ -138,26 +142,20 @@ def ret(e: Emitter, i: Instruction) -> None:
         e.emit("2eff248d", e.cell(layout.LANDINGS))  # jmp cs:[LANDINGS + ecx * 4]
 
 
-def check_landing(e: Emitter, eip: int) -> None:
-    """Where a RET to guest `eip` arrives: the address is still below ESP, where nothing has been written."""
+def check_landing(e: Emitter, eip: int) -> int:
+    """Where a RET to guest `eip` arrives: the address is still below ESP, where nothing has been written.
+
+    If it is another's, on to that other's landing, or where it is found that there is none: by the displacement whose
+    place in the cache is returned.
+    """
     e.clobber(ECX)
     e.emit("8b4c24fc")  # mov ecx, [esp - 4]
-    e.emit("8d89", _word(-eip))  # lea ecx, [ecx - eip]
-    e.trap_unless_ecx_is_zero()
+    e.emit("8d89", _word(-eip), "e305e9")  # lea ecx, [ecx - eip]; jecxz +5; jmp
+    miss = e.here
+    e.emit(struct.pack("<i", NO_LANDING - (miss + 4)))
     e.restore_ecx()
     e.clobber(0)
-
-
-def landing(e: Emitter, eip: int) -> None:
-    """A landing for an address behind which there is no call in the cache."""
-    check_landing(e, eip)
-    e.link("e9", eip)
-
-
-def call(e: Emitter, i: Instruction) -> None:
-    """The stack holds the guest's return address, never the cache's."""
-    e.emit("68", _word(i.next))  # push imm32
-    e.link("e9", branch_target(i), certain=True)
+    return miss
 
 
 def call_indirect(e: Emitter, i: Instruction) -> None:
@@ -175,28 +173,35 @@ def jump_indirect(e: Emitter, i: Instruction) -> None:
     e.look_up_ecx()
 
 
-def branch_target(i: Instruction) -> int:
-    """Guest EIP that a relative branch with 32-bit operands goes to."""
-    distance = i.immediates[0]
-    if i.opcode in (0xEB, *range(0x70, 0x80), *range(0xE0, 0xE4)):
-        distance -= 0x100 if distance & 0x80 else 0
-    return i.next + distance & 0xFFFFFFFF
+# Direct jumps and calls, which are every sixth instruction, are not decoded: bytes that have this form will do.
 
 
-def jump(e: Emitter, i: Instruction) -> None:
-    e.link("e9", branch_target(i), certain=True)
+def branch_target(form: Form, code: bytes, eip: int) -> int:
+    """Guest EIP that a relative branch with 32-bit operands, at `eip`, goes to."""
+    at, width = form.immediates[0]
+    return eip + form.size + int.from_bytes(code[at : at + width], "little", signed=True) & 0xFFFFFFFF
 
 
-def branch(e: Emitter, i: Instruction) -> None:
+def jump(e: Emitter, form: Form, code: bytes, eip: int) -> None:
+    e.link(_JUMP, branch_target(form, code, eip), certain=True)
+
+
+def branch(e: Emitter, form: Form, code: bytes, eip: int) -> None:
     """Jcc, of either length."""
-    e.link(f"0f8{i.opcode & 15:x}", branch_target(i))
+    e.link(_BRANCHES[form.opcode & 15], branch_target(form, code, eip))
 
 
-def loop(e: Emitter, i: Instruction) -> None:
+def loop(e: Emitter, form: Form, code: bytes, eip: int) -> None:
     """LOOPcc and JECXZ have only a short form: it skips to a long jump."""
-    prefix = b"\x67" if i.address_size == 2 else b""
-    e.emit(prefix, bytes([i.opcode, 2]), "eb05")
-    e.link("e9", branch_target(i))
+    prefix = b"\x67" if form.address_size == 2 else b""
+    e.emit(prefix, bytes([form.opcode, 2]), "eb05")
+    e.link(_JUMP, branch_target(form, code, eip))
+
+
+def call(e: Emitter, form: Form, code: bytes, eip: int) -> None:
+    """The stack holds the guest's return address, never the cache's."""
+    e.emit(b"\x68", _word(eip + form.size))  # push imm32
+    e.link(_JUMP, branch_target(form, code, eip), certain=True)
 
 
 def sgdt(e: Emitter, i: Instruction) -> None:
@@ -283,12 +288,8 @@ SEQUENCES: dict[str, Sequence] = {
     "POPF": popf,
     "IRET": iret,
     "RET": ret,
-    "CALL": call,
     "CALL indirect": call_indirect,
-    "JMP": jump,
     "JMP indirect": jump_indirect,
-    "Jcc": branch,
-    "LOOP": loop,
     "SGDT": sgdt,
     "MOV from CR": from_control_register,
     "MOV from CS": from_cs,
@@ -297,3 +298,5 @@ SEQUENCES: dict[str, Sequence] = {
     "PUSH SS": push_ss,
     "load of a data segment": load_data_segment,
 }
+
+DIRECT: dict[str | None, Direct] = {"CALL": call, "JMP": jump, "Jcc": branch, "LOOP": loop}

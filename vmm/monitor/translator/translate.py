@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from vmm.isa.decode import MAX_LENGTH, Instruction, decode
+from vmm.isa.decode import MAX_LENGTH, decode
 from vmm.isa.forms import Form, form_at
 from vmm.machine.sites import SITES
-from vmm.monitor.translator.emitter import ECX, Context, Emitter
+from vmm.monitor.translator.emitter import ECX, TRAP, Context, Emitter
 from vmm.monitor.translator.rows import ROWS, Row, may_store
-from vmm.monitor.translator.sequences import SEQUENCES, check_landing, landing
-from vmm.monitor.translator.units import Kind, Piece, Unit
+from vmm.monitor.translator.sequences import DIRECT, SEQUENCES, check_landing
+from vmm.monitor.translator.units import Kind, Landing, Piece, Unit
 
 LONGEST = 48  # instructions in a unit
 LARGEST = 4096  # bytes that a unit may take, stubs included
 RETURNS = frozenset((0xCA, 0xCB, 0xCF))  # to a process these are the CPU's own
 REPEATED = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf0]*[\xf2\xf3]")
 _STI = 0xFB
+_DISTANCE = struct.Struct("<i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +60,18 @@ def translate(source: Source, around: Surroundings, origin: int) -> tuple[Unit, 
 
 
 def translate_landing(around: Surroundings, eip: int, origin: int) -> tuple[Unit, bytes]:
-    """The unit through which a RET gets to guest `eip`; without a link yet."""
+    """The unit through which a RET gets to guest `eip`, with no call before it in the cache; without a link yet."""
     e = Emitter(around.context, around.slot, origin, 0, around.gdtr)
     unit = Unit(around.context, eip, origin, transit=True)
-    landing(e, eip)
+    unit.landings = [Landing(eip, origin, check_landing(e, eip))]
+    e.link(b"\xe9", eip)
     link = e.links[0]
     link.glue = True
     unit.starts, unit.eips, unit.sizes = [origin, e.here], [eip, eip], [0, 0]
     unit.special[0] = Piece(Kind.LANDING, clobbered=e.clobbered)
     unit.special[1] = Piece(Kind.STUB, link=link)
     unit.links = e.links
-    at = link.site - origin
-    e.code[at : at + 4] = struct.pack("<i", e.here - (link.site + 4))
+    _DISTANCE.pack_into(e.code, link.site - origin, e.here - (link.site + 4))
     e.trap()
     return unit, bytes(e.code)
 
@@ -87,40 +88,58 @@ class _Translation:
 
     def run(self) -> tuple[Unit, bytes]:
         unit, e = self.unit, self.emitter
-        run: Iterable[Form | None] = self._forms(LONGEST)
+        limit = LONGEST
         if self.source.changing:
-            run = self._steady(run)
-            self._check_first(sum(form.size for form in run if form is not None))
+            taken = self._steady()
+            self._check_first(sum(form.size for form in taken if form is not None))
+            limit = len(taken)
         at = 0
         after_sti = ended = False
-        eip, origin, source, code = self.source.eip, e.origin, self.code, e.code
+        eip, origin, code, source = self.source.eip, e.origin, e.code, self.code
         starts, eips, lengths = unit.starts, unit.eips, unit.sizes
-        for form in run:
-            if after_sti:
-                unit.after_sti.add(len(starts))
-                after_sti = False
+        for done in range(limit):
+            form = form_at(source, at)
+            if form is None or at + form.size > len(source):
+                if done and len(source) - at < MAX_LENGTH:
+                    break  # over the end of the page: it begins a unit of its own
+                form = self._last()
+                source = self.code
+            index = len(starts)
             starts.append(origin + len(code))
             eips.append(eip)
             if form is None:
                 lengths.append(0)
-                self._special(Piece(Kind.UNDEFINED))
+                unit.special[index] = Piece(Kind.UNDEFINED)
                 e.trap()
                 ended = True
                 break
             size = form.size
             lengths.append(size)
-            if at + size > len(source):
-                source = self.code  # which the last instruction has made longer
             raw = source[at : at + size]
             at += size
-            if form.key in SITES:
+            if after_sti:
+                unit.after_sti.add(index)
+                after_sti = False
+            key = form.key
+            if key in SITES:
                 unit.sites.append(starts[-1])
-            row = ROWS.get(form.key)
+            row = ROWS.get(key)
             if row is None or form.lock:
                 code += raw
+            elif (direct := DIRECT.get(row.sequence)) is not None and row.holds(form, e.context):
+                unit.special[index] = piece = Piece(Kind.SEQUENCE, row, raw, eip)
+                direct(e, form, raw, eip)
+                piece.link = e.links[-1]
+                if row.sequence == "CALL":
+                    self._land(piece, eip + size)
+                elif row.ends:
+                    ended = True
+                    break
             else:
-                last = self.source.changing or at >= len(source) or len(starts) >= LONGEST
-                ended, after_sti = self._consider(raw, eip, row, last or REPEATED.match(source, at) is not None)
+                shadow = form.opcode != _STI or not (
+                    self.source.changing or at >= len(source) or done >= limit - 1 or REPEATED.match(source, at)
+                )
+                ended, after_sti = self._consider(raw, eip, row, shadow)
                 if ended:
                     break
             eip = eip + size & 0xFFFFFFFF
@@ -131,37 +150,33 @@ class _Translation:
         self._stubs()
         return unit, bytes(e.code)
 
-    def _forms(self, limit: int) -> Iterator[Form | None]:
-        """The instructions ahead; the last may reach into the next page; None is what is none."""
-        at, code = 0, self.code
-        for found in range(limit):
-            form = form_at(code, at)
-            if form is None or at + form.size > len(code):
-                yield from self._last(code[at:], found)
-                return
-            yield form
-            at += form.size
-
-    def _last(self, rest: bytes, found: int) -> Iterator[Form | None]:
-        """What is not an instruction, or what runs over the end of the page."""
+    def _last(self) -> Form | None:
+        """What is not an instruction, or what begins the unit and runs over the end of the page."""
+        rest = self.code
         if len(rest) >= MAX_LENGTH:
-            yield None
-        elif not found:  # else it begins a unit of its own
-            address, following = self.source.following()
-            form = form_at(rest + following[:MAX_LENGTH])
-            if form is not None:
-                self.crossed = form.size - len(rest)
-                self.code = rest + following[: self.crossed]
-                self.unit.sources.append((address, self.crossed))
-            yield form
+            return None
+        address, following = self.source.following()
+        form = form_at(rest + following[:MAX_LENGTH])
+        if form is not None:
+            self.crossed = form.size - len(rest)
+            self.code = rest + following[: self.crossed]
+            self.unit.sources.append((address, self.crossed))
+        return form
 
-    def _steady(self, run: Iterable[Form | None]) -> list[Form | None]:
+    def _steady(self) -> list[Form | None]:
         """On a page that changes: no further than the first instruction that may store, or is not copied."""
         taken: list[Form | None] = []
-        for form in run:
+        at = 0
+        while len(taken) < LONGEST:
+            form = form_at(self.code, at)
+            if form is None or at + form.size > len(self.code):
+                if taken and len(self.code) - at < MAX_LENGTH:
+                    break
+                form = self._last() if not taken else None
             taken.append(form)
             if form is None or form.key in ROWS or may_store(form):
                 break
+            at += form.size
         return taken
 
     def _begin(self, eip: int, size: int) -> None:
@@ -170,64 +185,62 @@ class _Translation:
         unit.eips.append(eip)
         unit.sizes.append(size)
 
-    def _special(self, piece: Piece) -> Piece:
-        self.unit.special[len(self.unit.starts) - 1] = piece
-        return piece
-
-    def _consider(self, code: bytes, eip: int, row: Row, no_shadow: bool) -> tuple[bool, bool]:
+    def _consider(self, code: bytes, eip: int, row: Row, shadow: bool) -> tuple[bool, bool]:
         """An instruction that has a row; whether it ends the unit, and whether it casts STI's shadow.
 
-        `no_shadow`: what follows STI is not in this unit, or is repeated, and in a shadow a pass of it counts
-        otherwise; then STI is a call-out.
+        `shadow` is not set where what follows STI is not in this unit, or is repeated, and in a shadow a pass of it
+        counts otherwise; then STI is a call-out.
         """
-        e = self.emitter
+        e, unit = self.emitter, self.unit
+        index = len(unit.starts) - 1
         instruction = decode(code, eip)
         assert instruction is not None  # it has a form
+        if row.sequence is None or not row.holds(instruction, e.context) or not shadow:
+            unit.special[index] = piece = Piece(Kind.CALL_OUT, row, code, eip)
+            e.trap()
+            if instruction.opcode in RETURNS:
+                piece.resume = e.here
+                e.code += code
+            return row.ends, False
+        unit.special[index] = piece = Piece(Kind.SEQUENCE, row, code, eip)
         e.clobbered, e.resume, e.prediction = [], None, None
-        shadowed = instruction.opcode == _STI and no_shadow
-        if row.sequence is not None and row.holds(instruction, e.context) and not shadowed:
-            piece = self._special(Piece(Kind.SEQUENCE, instruction, row))
-            first_link = len(e.links)
-            SEQUENCES[row.sequence](e, instruction)
-            piece.resume, piece.prediction = e.resume, e.prediction
-            if len(e.links) > first_link:
-                piece.link = e.links[-1]
-            if row.sequence in ("CALL", "CALL indirect"):
-                piece.landing = e.here
-                check_landing(e, instruction.next)
-            piece.clobbered = e.clobbered
-            self.unit.uses_gdtr |= row.sequence == "SGDT"
-            in_shadow = len(self.unit.starts) - 1 in self.unit.after_sti
-            return row.ends, instruction.opcode == _STI and not in_shadow  # one in a shadow casts none
-        self._call_out(instruction, row)
-        return row.ends, False
+        SEQUENCES[row.sequence](e, instruction)
+        piece.resume, piece.prediction, piece.clobbered = e.resume, e.prediction, e.clobbered
+        if row.sequence == "CALL indirect":
+            self._land(piece, instruction.next)
+        unit.uses_gdtr |= row.sequence == "SGDT"
+        return row.ends, instruction.opcode == _STI and index not in unit.after_sti  # one in a shadow casts none
 
-    def _call_out(self, instruction: Instruction, row: Row) -> None:
-        e = self.emitter
-        piece = self._special(Piece(Kind.CALL_OUT, instruction, row))
-        e.trap()
-        if instruction.opcode in RETURNS:
-            piece.resume = e.here
-            e.code += instruction.bytes
+    def _land(self, piece: Piece, after: int) -> None:
+        """After a call: where its RET arrives."""
+        e, unit = self.emitter, self.unit
+        e.clobbered = list(piece.clobbered)
+        piece.landing = e.here
+        unit.landings.append(Landing(after & 0xFFFFFFFF, e.here, check_landing(e, after)))
+        piece.clobbered = e.clobbered
 
     def _glue(self, at: int) -> None:
         """The unit ends without a terminator: on to the next instruction."""
         eip = self.source.eip + at & 0xFFFFFFFF
         self._begin(eip, 0)
         e = self.emitter
-        e.link("e9", eip, certain=True)
+        e.link(b"\xe9", eip, certain=True)
         e.links[-1].glue = True
-        self._special(Piece(Kind.STUB, link=e.links[-1]))
+        self.unit.special[self.unit.last] = Piece(Kind.STUB, link=e.links[-1])
 
     def _stubs(self) -> None:
         """Where each link leads as long as its target has no translation: a trap of its own."""
         unit, e = self.unit, self.emitter
+        code, here, index = e.code, e.here, len(unit.starts)
         for link in e.links:
-            self._begin(link.target, 0)
-            self._special(Piece(Kind.STUB, link=link))
-            at = link.site - e.origin
-            e.code[at : at + 4] = struct.pack("<i", e.here - (link.site + 4))
-            e.trap()
+            unit.starts.append(here)
+            unit.eips.append(link.target)
+            unit.special[index] = Piece(Kind.STUB, link=link)
+            _DISTANCE.pack_into(code, link.site - e.origin, here - (link.site + 4))
+            code += TRAP
+            here += 1
+            index += 1
+        unit.sizes += [0] * len(e.links)
         unit.links = e.links
 
     # Units on changing pages
@@ -237,7 +250,7 @@ class _Translation:
         e = self.emitter
         self._begin(self.source.eip, 0)
         self.unit.first = 1
-        piece = self._special(Piece(Kind.CHECK))
+        self.unit.special[0] = piece = Piece(Kind.CHECK)
         code = self.code[: max(1, size)]
         e.clobbered = []
         e.save_ecx()

@@ -76,7 +76,7 @@ class Translator:
         )
         unit.special[0] = Piece(Kind.LANDING, clobbered=[(unit.origin, emitter.ECX)])
         self.cache.place(unit, TRAP)
-        self.cache.set_no_landing(self.address(unit.origin))
+        self.cache.set_linear(self.address(0))
 
     def address(self, offset: int) -> int:
         """The CPU's EIP for an offset in the cache."""
@@ -101,7 +101,7 @@ class Translator:
         unit, code = translate_landing(around, eip, self.cache.cursor)
         self.cache.place(unit, code)
         self.cache.link(unit, unit.links[0], unit.starts[1], offset, executed=False)
-        self.cache.land(context, eip, self.address(unit.origin))
+        self.cache.land(unit, unit.landings[0])
 
     def _current_context(self) -> Context:
         w, c = self.state.words, self._context
@@ -113,7 +113,7 @@ class Translator:
                     f"16-bit kernel code at EIP {w[_EIP]:#x}: bt mode translates 32-bit code only"
                 )
             self._context = c = Context(selector, base, wide, iopl)
-            self.cache.set_no_landing(self.address(0))
+            self.cache.set_linear(self.address(0))
             self.cache.use_table(c)
         return c
 
@@ -171,9 +171,8 @@ class Translator:
             unit.checked = [(a, bytes(memory.bytes[a : a + n])) for a, n in unit.sources if memory.is_ram(a)]
         self.cache.place(unit, code)
         self.cache.enter(unit)
-        for piece in unit.special.values():
-            if piece.landing is not None and piece.instruction is not None:
-                self.cache.land(context, piece.instruction.next, self.address(piece.landing))
+        for landing in unit.landings:
+            self.cache.land(unit, landing)
         for observer in self.observers:
             observer(unit)
         self.code.protect(unit.sources)

@@ -8,10 +8,12 @@ yet. EIP at the start of a piece is a guest state; inside one it is not, and the
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
-from vmm.isa.decode import Instruction
+from vmm.isa.decode import Instruction, decode
 from vmm.monitor.translator.emitter import Context, Link, Prediction
 from vmm.monitor.translator.rows import Row
 
@@ -27,18 +29,32 @@ class Kind(Enum):
     CHECK = auto()  # compares the source with what was translated
 
 
+class Landing(NamedTuple):
+    """Where a RET to guest `eip` arrives: at `start`, and from the displacement at `miss` on if it is not its own."""
+
+    eip: int
+    start: int
+    miss: int
+
+
 @dataclass(slots=True)
 class Piece:
     """What is special about a piece: by default it is a copy of its guest instruction."""
 
     kind: Kind
-    instruction: Instruction | None = None
     row: Row | None = None
-    clobbered: list[tuple[int, int]] = field(default_factory=list)
+    guest: bytes = b""  # the guest's instruction, if it is one,
+    eip: int = 0  # and where that is
+    clobbered: Sequence[tuple[int, int]] = ()
     resume: int | None = None  # where the guest's own instruction lies, for the CPU to execute
     link: Link | None = None
     prediction: Prediction | None = None
     landing: int | None = None  # where a RET arrives that belongs to this CALL
+
+    @property
+    def instruction(self) -> Instruction | None:
+        """The guest's instruction."""
+        return decode(self.guest, self.eip) if self.guest else None
 
     def lost(self, offset: int) -> int:
         """The registers that are in the scratch page when EIP is at this offset in the cache."""
@@ -68,6 +84,7 @@ class Unit:
     sizes: list[int] = field(default_factory=list)  # of the guest instructions
     special: dict[int, Piece] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
+    landings: list[Landing] = field(default_factory=list)
     after_sti: set[int] = field(default_factory=set)  # pieces that are in the shadow of STI
     sites: list[int] = field(default_factory=list)  # offsets of what the machine may have to execute itself
     sources: list[tuple[int, int]] = field(default_factory=list)
