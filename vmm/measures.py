@@ -67,6 +67,7 @@ class CodeMeter:
             return find(address, size)
 
         machine.on_translated = note  # type: ignore[method-assign]
+        machine.engine.tell_all_translations()
 
     def bytes(self) -> int:
         """So far."""

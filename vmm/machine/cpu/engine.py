@@ -224,7 +224,8 @@ class Engine:
             self._keep += [page, on_translated]
             code = stub.translated_code(ctypes.cast(on_translated, _VOID_P).value or 0)
             translated_callback = _VOID_P(page.add(code))
-        self._hook(U.UC_HOOK_EDGE_GENERATED, translated_callback, self.meter.address)
+        self._on_translated_callback = on_translated
+        self._translated_hook = self._hook(U.UC_HOOK_EDGE_GENERATED, translated_callback, self.meter.address)
         on_block = sig.ON_BLOCK(guard(self._on_block))
         self._keep.append(on_block)
         if self._native:
@@ -351,6 +352,11 @@ class Engine:
     def nested_may_be_nx() -> bool:
         """Whether nested page tables may have NX; without, the guest could end the process (see `mend`)."""
         return mend()
+
+    def tell_all_translations(self) -> None:
+        """The handler hears of each translation from now on, of foreign code too that nobody has to look at."""
+        uclib.uc_hook_del(self._engine, self._translated_hook)
+        self._translated_hook = self._hook(U.UC_HOOK_EDGE_GENERATED, self._on_translated_callback)
 
     def show_foreign(self, address: int, marks: memoryview) -> None:
         """At a linear address lies code of which the handler says what it counts for, and whether to look at it.
