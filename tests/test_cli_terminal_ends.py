@@ -172,8 +172,10 @@ def test_a_terminal_that_goes_away_ends_the_run(start: Start, guest: Path, guest
     assert report.stat().st_size
 
 
-def test_a_stopped_process_leaves_the_terminal_as_it_was(start: Start) -> None:
-    """SIGTSTP gives the terminal back, SIGCONT takes it again, and the guest goes on."""
+@pytest.mark.parametrize("changed", [False, True], ids=["left alone", "changed"])
+def test_a_stopped_process_leaves_the_terminal_as_it_was(start: Start, changed: bool) -> None:
+    """SIGTSTP gives the terminal back, SIGCONT takes it again, and the guest goes on; what was made of the terminal
+    while the process stood still (by a shell, by `stty`) is how it was before."""
     terminal = start("run", "-i", ECHO)
     terminal.until(READY)
     raw = termios.tcgetattr(terminal.slave)
@@ -181,13 +183,17 @@ def test_a_stopped_process_leaves_the_terminal_as_it_was(start: Start) -> None:
     terminal.process.send_signal(signal.SIGTSTP)
     assert os.WIFSTOPPED(os.waitpid(terminal.process.pid, os.WUNTRACED)[1])
     assert terminal.is_restored()
+    if changed:
+        terminal.before[1] &= ~termios.ONLCR
+        raw[1] &= ~termios.ONLCR
+        termios.tcsetattr(terminal.slave, termios.TCSANOW, terminal.before)
     terminal.process.send_signal(signal.SIGCONT)
     deadline = time.monotonic() + PATIENCE
     while termios.tcgetattr(terminal.slave) != raw:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     terminal.type(b"quit\r")
-    terminal.until(b"QUIT\rbye\r\n")
+    terminal.until(b"QUIT\rbye\n" if changed else b"QUIT\rbye\r\n")
     assert terminal.end()[0] == 1
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.terminals import terminals
+from vmm.cli.status import STATUSES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(set(re.findall(r"`(python -m vmm [^`]*\.asm[^`]*|python -m vmm classify [^`]*)`", README)))
 # `run` and `compare` of guests that go wrong on purpose.
-STATUSES = {"run": {0, 1, 3}, "compare": {0}, "classify": {0}, "build": {0}}
+ENDS = {"run": {0, 1, 3}, "compare": {0}, "classify": {0}, "build": {0}}
 
 
 def run(command: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -30,16 +31,22 @@ def run(command: str, folder: Path | None = None) -> subprocess.CompletedProcess
     )
 
 
+def test_the_statuses_are_those_of_the_command() -> None:
+    """The README's table of exit statuses is the one of --help."""
+    for number, meaning in STATUSES:
+        assert f"    {number:>4}  {meaning}\n" in README
+
+
 def test_there_are_commands_to_try() -> None:
     """The README shows how to run, compare, classify and build."""
-    assert {command.split()[3] for command in COMMANDS} == set(STATUSES)
+    assert {command.split()[3] for command in COMMANDS} == set(ENDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_does_what_it_is_there_for(command: str, tmp_path: Path) -> None:
     """Every command of the README runs as printed, and ends with the status it should."""
     done = run(command, tmp_path)
-    assert done.returncode in STATUSES[command.split()[3]], done.stderr
+    assert done.returncode in ENDS[command.split()[3]], done.stderr
     assert "Traceback" not in done.stderr
 
 

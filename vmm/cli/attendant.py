@@ -18,7 +18,7 @@ from vmm.cli.session import PAUSED, Session
 from vmm.machine.machine import Outcome
 from vmm.vm import VirtualMachine
 
-INPUT_LIMIT = 64 << 10  # bytes typed that the guest has not taken; what comes after is lost, as on a real line
+INPUT_LIMIT = 64 << 10  # bytes typed and not taken by the guest; what comes after is lost, as on a real line
 LEFT = Outcome("left", 0, "left by Ctrl-A x")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import IO
 
 from vmm.cli.terminal import page
 from vmm.events import ExitTable
@@ -51,8 +52,8 @@ def duration(nanoseconds: float) -> str:
     return f"{nanoseconds:.0f} ns"
 
 
-def show(exits: ExitTable, seconds: float) -> None:
-    """Print the table to standard error, the most frequent exit first; `seconds` is the length of the run."""
+def show(exits: ExitTable, seconds: float, file: IO[str] | None = None) -> None:
+    """Print the table to `file` (None: standard error), the most frequent exit first; the run took `seconds`."""
     from rich.table import Table
 
     rows = sorted(exits.rows.items(), key=lambda item: -item[1].count)
@@ -66,7 +67,7 @@ def show(exits: ExitTable, seconds: float) -> None:
         table.add_row(*_cells(reason, row.count, row.nanoseconds, count))
     if len(rows) > 1:
         table.add_row(*_cells("all", count, time, count), style="bold")
-    with page(sys.stderr) as out:
+    with page(file or sys.stderr) as out:
         out.print(table)
         out.print(f"exits took {time / 1e7 / seconds:.1f}% of {seconds:.3f} s", style="dim")
 

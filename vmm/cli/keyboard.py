@@ -31,6 +31,25 @@ Ctrl-A a       send Ctrl-A to the guest (also Ctrl-A Ctrl-A)
 """
 
 
+Attributes = list[int | list[bytes | int]]  # as `termios` has them
+
+
+def raw(attributes: Attributes) -> Attributes:
+    """Each key at once, unchanged, and no echo. What is written to the terminal is treated as before."""
+    iflag, oflag, cflag, lflag, *speeds, characters = attributes
+    assert isinstance(iflag, int) and isinstance(cflag, int) and isinstance(lflag, int)
+    assert isinstance(characters, list)
+    iflag &= ~(
+        termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP
+        | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON
+    )  # fmt: skip
+    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    keys = list(characters)
+    keys[termios.VMIN], keys[termios.VTIME] = 1, 0
+    return [iflag, oflag, cflag, lflag, *speeds, keys]
+
+
 class Escapes:
     """Tells what is typed for the guest from what is typed for us."""
 
@@ -70,14 +89,14 @@ class Keyboard:
     ) -> None:
         self._descriptor = descriptor
         self._on_keys, self._on_command, self._on_gone = on_keys, on_command, on_gone
-        self._before: list[int | list[bytes | int]] = []
+        self._before: Attributes = []  # the terminal's mode, as we found it, ...
+        self._raw: Attributes = []  # ... and as we have made it
         self._lock = threading.Lock()
         self._entered = self._over = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._attend, name="keyboard", daemon=True)
 
     def __enter__(self) -> None:
-        self._before = termios.tcgetattr(self._descriptor)
         self._wake, self._waker = os.pipe()
         self._entered = True
         self.resume()
@@ -99,35 +118,34 @@ class Keyboard:
 
     def restore(self) -> None:
         """The terminal as it was, for good."""
-        self.suspend()
-        self._entered = False
+        with self._lock:
+            self._give_back()
+            self._entered = False
 
     def suspend(self) -> None:
         """The terminal as it was, for the time being."""
-        if self._entered:
-            self._set(self._before)
+        with self._lock:
+            self._give_back()
 
     def resume(self) -> None:
-        """Raw: each key at once, unchanged, and no echo. What is written to the terminal is treated as before."""
-        if not self._entered:
-            return
-        iflag, oflag, cflag, lflag, *speeds, characters = self._before
-        assert isinstance(iflag, int) and isinstance(cflag, int) and isinstance(lflag, int)
-        assert isinstance(characters, list)
-        iflag &= ~(
-            termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP
-            | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON
-        )  # fmt: skip
-        cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-        keys = list(characters)
-        keys[termios.VMIN], keys[termios.VTIME] = 1, 0
-        self._set([iflag, oflag, cflag, lflag, *speeds, keys])
-
-    def _set(self, attributes: list[int | list[bytes | int]]) -> None:
-        # At once: what has been typed ahead stays, and a terminal that takes no output does not keep us.
+        """Raw, until it is given back. What somebody else has made of the terminal meanwhile is how it was before."""
         with self._lock, contextlib.suppress(termios.error):  # it may be gone
-            termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
+            if not self._entered:
+                return
+            now = termios.tcgetattr(self._descriptor)
+            if now != self._raw:
+                self._before = now
+            self._set(raw(self._before))
+            self._raw = termios.tcgetattr(self._descriptor)
+
+    def _give_back(self) -> None:
+        with contextlib.suppress(termios.error):
+            if self._entered:
+                self._set(self._before)
+
+    def _set(self, attributes: Attributes) -> None:
+        # At once: what has been typed ahead stays, and a terminal that takes no output does not keep us.
+        termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
 
     # The keys
 
@@ -140,8 +158,8 @@ class Keyboard:
                         self._on_keys(what)
                     else:
                         self._on_command(what)
-        except Exception as failure:  # a bug of ours: a raw terminal that nobody reads would be the user's prison
-            self._failure = failure
+        except Exception as failure:
+            self._failure = failure  # a bug of ours; a raw terminal that nobody reads would be the user's prison
         if not self._over:
             self._on_gone()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import re
+import sys
 from collections.abc import Callable
 
 from vmm.cli.view import View
@@ -176,7 +177,7 @@ class Prompt:
 
         if not self._vm.machine.exits.rows:
             raise _Wrong("no exit yet")
-        show(self._vm.machine.exits, result.seconds)
+        show(self._vm.machine.exits, result.seconds, sys.stdout if sys.stdout.isatty() else sys.stderr)
 
     def _memory(self) -> None:
         machine = self._vm.machine
