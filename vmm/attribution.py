@@ -70,6 +70,7 @@ class Attribution:
 
         machine.engine.run = watched  # type: ignore[method-assign]
         machine.exits = _Shared(self)
+        machine.engine.counter.close()  # what is answered without us has no place
 
     @property
     def sites(self) -> list[Site]:
@@ -141,8 +142,8 @@ class _Shared(ExitTable):
         super().__init__(machine.exits.rows)
         self._attribution = attribution
 
-    def add(self, reason: str, nanoseconds: int) -> None:
-        ExitTable.add(self, reason, nanoseconds)
+    def add(self, reason: str, nanoseconds: int, count: int = 1) -> None:
+        ExitTable.add(self, reason, nanoseconds, count)
         self._attribution.add(reason, nanoseconds)
 
 

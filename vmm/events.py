@@ -38,9 +38,9 @@ class ExitTable:
 
     rows: dict[str, ExitRow] = field(default_factory=dict)
 
-    def add(self, reason: str, nanoseconds: int) -> None:
+    def add(self, reason: str, nanoseconds: int, count: int = 1) -> None:
         row = self.rows.get(reason)
         if row is None:
             row = self.rows[reason] = ExitRow()
-        row.count += 1
+        row.count += count
         row.nanoseconds += nanoseconds

@@ -103,7 +103,7 @@ class Machine:
         self.msrs.attach(TSC, self.tsc, self.set_tsc)
         self.msrs.fix(PLATFORM_ID, 0)
         self.msrs.hold(BIOS_SIGN)
-        self.tsc_moved: Callable[[], None] = lambda: None  # the guest has written its counter
+        self.on_tsc_moved: Callable[[], None] = lambda: None  # the guest has written its counter
         self.kvm: Kvm | None = None  # the paravirtual interface, where the guest is offered one
         self.bus = PortBus()
         self.devices = Devices(
@@ -163,6 +163,11 @@ class Machine:
         clock = self.clock.state
         clock.tsc_offset = value - (self.tsc() - clock.tsc_offset) & (1 << 64) - 1
         self.tsc_moved()
+
+    def tsc_moved(self) -> None:
+        """The counter goes on from another value."""
+        self.engine.meter.begin_epoch()
+        self.on_tsc_moved()
 
     # Ending and watching
 
@@ -263,6 +268,9 @@ class Machine:
                 shadowed_eip = self._borrow_shadow() if state.step else -1
                 state.step = False
                 stop = self.engine.run()
+                answered = self.engine.counter.take_answered()
+                if answered:
+                    self.exits.add("RDTSC", 0, answered)
                 if self.memory.devices.open and (stop is not Stop.METER or self.control.settled()):
                     self._shut_devices()
                 if stop is Stop.METER and self.state.eip == shadowed_eip:
@@ -501,7 +509,10 @@ class Machine:
     def on_rdtsc(self) -> int:
         self.retirement.inside_block = True
         try:
-            return self.tsc()
+            value = self.tsc()
+            if self.clock.exact:
+                self.engine.counter.remember(self.state, value)
+            return value
         finally:
             self.retirement.inside_block = False
             self.exits.add("RDTSC", 0)

@@ -63,6 +63,7 @@ class Retirement:
         a = self.accounting
         a.base, a.armed = self.retired(), instructions
         self._meter.budget = instructions
+        self._meter.begin_epoch()
 
     def rest(self) -> None:
         """Keep the count where it stands: the meter is somebody else's until `resume`."""
@@ -176,6 +177,7 @@ class Retirement:
         if too_much > 0:
             a.armed -= too_much
             meter.budget -= too_much
+            meter.begin_epoch()
         return True
 
 

@@ -25,6 +25,7 @@ from vmm.machine.cpu import exported, stub, walker
 from vmm.machine.cpu import layout as at
 from vmm.machine.cpu import signatures as sig
 from vmm.machine.cpu.collapse import TLB_MODE, Watch
+from vmm.machine.cpu.counter import Counter, rdtsc_code
 from vmm.machine.cpu.handler import FETCH, PROT_EXEC, PROT_READ, PROT_WRITE, READ, WRITE, Handler, Stop
 from vmm.machine.cpu.mend import mend
 from vmm.machine.cpu.site_hooks import SiteHooks
@@ -86,6 +87,7 @@ class Engine:
         self._entry = TlbEntry()
         self.running = False
         self.meter = stub.Meter()
+        self.counter = Counter(self.meter)
         self.walker = walker.Walker()
         self._native = native_code and stub.supported()
         self._uc.ctl_exits_enabled(True)
@@ -205,11 +207,18 @@ class Engine:
             ("IN", sig.ON_IN, self._on_in, 0),
             ("OUT", sig.ON_OUT, self._on_out, None),
             ("CPUID", sig.ON_CPUID, self._on_cpuid, 1),
-            ("RDTSC", sig.ON_CPUID, self._on_rdtsc, 1),
             ("SYSENTER", sig.ON_SYSENTER, self._on_sysenter, None),
         ):
             instruction = getattr(X, f"UC_X86_INS_{name}")
             self._hook(U.UC_HOOK_INSN, kind(guard(callback, default)), instruction=instruction)
+        on_rdtsc = sig.ON_CPUID(guard(self._on_rdtsc, 1))
+        rdtsc_callback: object = on_rdtsc
+        if self._native and not self._copied:
+            page = stub.CodePage()
+            self._keep += [page, on_rdtsc]
+            self.counter.connect()
+            rdtsc_callback = _VOID_P(page.add(rdtsc_code(ctypes.cast(on_rdtsc, _VOID_P).value or 0)))
+        self._hook(U.UC_HOOK_INSN, rdtsc_callback, self.counter.address, instruction=X.UC_X86_INS_RDTSC)
         on_fill = sig.ON_FILL(self._on_fill)
         fill_callback: object = on_fill
         if self.walker.native:
@@ -598,6 +607,7 @@ class Engine:
             return False
 
     def _on_translated(self, _uc: int, block: object, _previous: object, _data: int) -> None:
+        self.meter.begin_epoch()
         fields = block.contents  # type: ignore[attr-defined]
         address, size = fields.pc, fields.size
         self._translated = (address, size, fields.instructions)

@@ -25,6 +25,8 @@ The *meter* is the memory that the code and Python share:
     48  u64  length        its size in bytes, 0 if there is none
     56  u64  marks         host address of a byte for each of its bytes: BEGINS where an instruction of the guest's
                            begins, LOOK where Python must look at the block
+    64  u32  epoch         changes when the budget is granted anew, with each translation, and whenever else an answer
+                           to RDTSC that was remembered holds no longer (see `counter`)
 
 In such code the number of CPU instructions says nothing, and new blocks are many: so the machine code counts marks
 and writes the number into the translation itself. Python is asked only where the translation is not what it expects.
@@ -49,8 +51,8 @@ from vmm.machine.cpu import layout as at
 from vmm.machine.cpu.pages import READ_WRITE, zeroed
 
 BUDGET, POLL, STOPPED, ADDRESS, PACKED, REGISTERS = 0, 8, 12, 16, 24, 32
-FOREIGN, LENGTH, MARKS = 40, 48, 56
-METER_SIZE = 64
+FOREIGN, LENGTH, MARKS, EPOCH = 40, 48, 56, 64
+METER_SIZE = 72
 BEGINS, LOOK = 1, 2
 STOP_NOW = 1 << 1
 HALTED = 1 << 31
@@ -248,6 +250,7 @@ def translated_code(miss: int) -> bytes:
     Arguments in rdi, rsi, rdx, rcx: engine, the block (u64 address, u16 instructions, u16 size), another, meter.
     """
     a = Assembler()
+    a.emit("ff41", bytes([EPOCH]))  # inc dword [rcx+EPOCH]
     a.emit("488b06 482b41", bytes([FOREIGN]))  # mov rax, [rsi]; sub rax, [rcx+FOREIGN]
     a.emit("483b41", bytes([LENGTH]))  # cmp rax, [rcx+LENGTH]
     a.branch(0x73, "miss")
@@ -308,6 +311,11 @@ class Meter:
         self.words = view.cast("I")
         self._before_halt = 0
         self.poll = 0
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """What was remembered about the counter holds no longer."""
+        self.words[EPOCH // 4] = self.words[EPOCH // 4] + 1 & 0xFFFFFFFF
 
     @property
     def budget(self) -> int:

@@ -57,7 +57,7 @@ class Kvm:
         ):
             for number in numbers:
                 machine.msrs.attach(number, partial(getattr, self.state, name), write)
-        machine.tsc_moved = self._write_time
+        machine.on_tsc_moved = self._write_time
         machine.kvm = self
 
     def _offer_eoi(self, apic: LocalApic) -> None:
