@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.terminals import ECHO, POLLED_ECHO, READY, Start, terminals
+from tests.terminals import ECHO, PATIENCE, POLLED_ECHO, READY, Start, Terminal, terminals
 from tests.test_cli import SPIN
 from tests.test_cli_script import SCAN_CODES
 from vmm.cli import status
@@ -293,6 +293,70 @@ def test_the_prompt_tells_who_called(start: Start, guest: Path, mode: str) -> No
     assert terminal.end()[0] == status.OK
 
 
+# Paging on: the first 4 MiB are mapped to themselves, and 0x400000 to 0x200000, where there is a word; then a loop.
+MAPPED = """
+bits 32
+org 0x100000
+start:  mov edi, 0x300000
+        mov ecx, 3 * 1024
+        xor eax, eax
+        rep stosd
+        mov dword [0x300000], 0x301003
+        mov dword [0x300004], 0x302003
+        mov dword [0x302000], 0x200003
+        mov dword [0x200000], 0x600DCAFE
+        mov edi, 0x301000
+        mov eax, 3
+fill:   stosd
+        add eax, 0x1000
+        cmp edi, 0x302000
+        jb fill
+        mov eax, 0x300000
+        mov cr3, eax
+        mov eax, cr0
+        or eax, 0x80000000
+        mov cr0, eax
+there:  jmp there
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(mode,) for mode in sorted(UNMODIFIED)] + [("hvm", "--memory-virtualization", "shadow")],
+    ids=" ".join,
+)
+def test_the_prompt_reads_through_the_guest_s_own_tables(
+    start: Start, guest: Path, words: tuple[str]
+) -> None:
+    """In every mode `x` finds what the guest would, or that nothing is mapped, and sets no accessed bit."""
+    source = guest.with_suffix(".asm")
+    source.write_text(MAPPED)
+    terminal = start("run", "-i", source, "--mode", *words)
+    terminal.until(b"helps\r\n")
+    deadline = time.monotonic() + PATIENCE
+    while b"there: jmp" not in pause(terminal):
+        assert time.monotonic() < deadline
+        terminal.type(b"cont\r")
+        terminal.until(b"cont\r\n")
+        time.sleep(0.1)
+    for line, answer in (
+        (b"x 0x400000", b"00400000: 600dcafe"),
+        (b"x /2w 0x400ffc", b"00400ffc: 00000000\r\n00401000: not mapped"),
+        (b"x 0x302000", b"00302000: 00200003"),
+        (b"x 0x800000", b"00800000: not mapped"),
+    ):
+        terminal.type(line + b"\r")
+        terminal.until(line + b"\r\n" + answer + b"\r\n(vmm) ")
+    terminal.type(b"quit\r")
+    assert terminal.end()[0] == status.OK
+
+
+def pause(terminal: Terminal) -> bytes:
+    """Ctrl-A c: what the prompt says first."""
+    terminal.type(b"\x01c")
+    return terminal.until(b"(vmm) ")
+
+
 def test_the_prompt_reads_no_device(start: Start, guest: Path) -> None:
     """A look at registers in memory would do something; a page below, or where nothing is mapped, is what it is."""
     guest.write_bytes(SPIN)
@@ -328,3 +392,16 @@ def test_what_ctrl_a_means_does_not_depend_on_when_the_keys_come(typed: bytes, c
     ]
     if b"\x01" not in typed:
         assert guest_s(whole) == typed
+
+
+def test_ctrl_a_c_at_the_prompt_goes_on(start: Start) -> None:
+    """Whatever stands on the line is not done; and the guest gets nothing of it."""
+    terminal = start("run", "-i", ECHO)
+    terminal.until(READY)
+    terminal.pause()
+    terminal.type(b"quit\x01c")
+    terminal.until(b"quit" + b"\b \b" * 4 + b"cont\r\n")
+    terminal.type(b"on")
+    assert terminal.until(b"ON") == b""
+    terminal.type(b"\x01x")
+    assert terminal.end()[0] == status.OK

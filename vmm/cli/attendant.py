@@ -76,7 +76,7 @@ class Attendant:
             with self._lock:
                 back, self._prompting = self._prompting, True
             if back:
-                self._prompt.typed(b"\x15cont\r")
+                self._prompt.go_on()
             else:
                 self._session.ask(PAUSED)
                 self._word.release()

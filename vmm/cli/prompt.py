@@ -9,6 +9,7 @@ import queue
 import re
 import sys
 from collections.abc import Callable
+from enum import Enum
 
 from vmm.cli.view import View
 from vmm.errors import UsageError
@@ -41,6 +42,13 @@ STEP_SECONDS = 2.0  # of wall time that a step may take: a guest that sleeps wou
 _EXAMINE = re.compile(r"x\s*(?:/(?P<count>\d*)x?(?P<unit>[bhwxi]?)\s)?\s*(?P<address>\S+)")
 
 
+class Wish(Enum):
+    """What is wanted of the prompt, other than by typing."""
+
+    GO_ON = "cont"
+    END = "quit"
+
+
 class _Wrong(Exception):
     """A command that cannot be done; the line that says why."""
 
@@ -52,7 +60,7 @@ class Prompt:
         self, vm: VirtualMachine, say: Callable[[bytes], None], on_leave: Callable[[bytes], None]
     ) -> None:
         self._vm, self._say, self._on_leave = vm, say, on_leave
-        self._keys: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._keys: queue.SimpleQueue[bytes | Wish] = queue.SimpleQueue()
         self._rest = b""
         self._ended: Outcome | None = None
         self._view = View(vm)
@@ -61,9 +69,13 @@ class Prompt:
         """From another thread: keys for the prompt."""
         self._keys.put(data)
 
+    def go_on(self) -> None:
+        """From another thread: as if `cont` were typed, whatever is on the line."""
+        self._keys.put(Wish.GO_ON)
+
     def give_up(self) -> None:
         """From another thread: whoever is asked will not answer any more."""
-        self._keys.put(None)
+        self._keys.put(Wish.END)
 
     def ask(self, result: Result) -> Outcome | None:
         """Commands, until the guest is to go on (None), or the run has come to an end. `result` is the run so far."""
@@ -93,7 +105,8 @@ class Prompt:
     def _leave(self) -> None:
         rest = self._rest
         while not self._keys.empty():
-            rest += self._keys.get() or b""
+            keys = self._keys.get()
+            rest += keys if isinstance(keys, bytes) else b""
         self._rest = b""
         self._on_leave(rest)
 
@@ -106,8 +119,11 @@ class Prompt:
         while True:
             data = self._rest or self._keys.get()
             self._rest = b""
-            if data is None:
+            if data is Wish.END:
                 return None
+            if isinstance(data, Wish):
+                self._say(b"\b \b" * len(text) + b"cont\n")
+                return "cont"
             for at, byte in enumerate(data):
                 if byte in b"\r\n":
                     self._say(b"\n")
