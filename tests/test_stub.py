@@ -7,8 +7,9 @@ import struct
 
 import pytest
 
+from tests.machines import lab
 from vmm.image.image import Image, Segment
-from vmm.machine.cpu import stub
+from vmm.machine.cpu import exported, stub
 from vmm.vm import VirtualMachine
 
 LOOP = (
@@ -50,3 +51,20 @@ def test_the_forms_of_loading_a_constant() -> None:
     ):
         assert stub._loads_rcx(bytes.fromhex(code), 0x1000) == value
     assert stub._loads_rcx(bytes.fromhex("48ba 8877665544332211"), 0) is None
+
+
+@pytest.mark.skipif(not stub.supported() or not exported.check_exit, reason="no machine code here")
+def test_the_engine_is_not_asked_whether_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a block with three accesses to memory four questions are taken out, and it can still be stopped."""
+    found: list[int] = []
+    skip_checks = stub.Meter.skip_checks
+
+    def counted(meter: stub.Meter, return_address: int, check: int) -> int:
+        found.append(skip_checks(meter, return_address, check))
+        return found[-1]
+
+    monkeypatch.setattr(stub.Meter, "skip_checks", counted)
+    made = lab("again:  mov eax, [DATA]\n mov [DATA + 8], eax\n mov ebx, [DATA + 16]\n jmp again")
+    result = made.run(4003)
+    assert 4 in found
+    assert (result.kind, made.retired) == ("budget", 4003)

@@ -31,9 +31,10 @@ The *meter* is the memory that the code and Python share:
 In such code the number of CPU instructions says nothing, and new blocks are many: so the machine code counts marks
 and writes the number into the translation itself. Python is asked only where the translation is not what it expects.
 
-The engine has each block ask, after the hook, whether to stop: a call and two loads, a tenth of the time of a guest
-under AMD-V. Whoever stops the engine says so in the meter, too, so the hook can ask instead, and that call is taken
-out of a translation on its first visit (`skip_check`). Where the hook stops the CPU, it makes the call itself.
+The engine asks whether to stop after the hook, and again after each access to memory, for the sake of hooks that
+this machine does not have: a call and two loads each time, a fifth of the time of a guest that loads and stores.
+Whoever stops the engine says so in the meter, too, so the hook can ask instead, and those calls are taken out of a
+translation on its first visit (`skip_checks`). Where the hook stops the CPU, it makes the call itself.
 
 On a host that is not x86-64 there is no such code and the Python callback runs for every block.
 """
@@ -60,8 +61,9 @@ RESUMED = int(EFlags.RF)
 KNOWN = (
     1 << 15
 )  # with the count, in the constant of a translation: it has been here before; the count may be 0
-CHECK = re.compile(rb"\x48\xbf.{8}\x33\xf6(?:\xff\x15(.{4})|\xe8(.{4}))", re.DOTALL)  # see `skip_check`
-SKIP = b"\xeb\x10"  # a jump over the former of the two forms
+CHECK = re.compile(rb"(\x48\xbf.{8}\x33\xf6\xff\x15)(.{4})", re.DOTALL)  # see `Meter.skip_checks`
+SKIP = b"\xeb\x10"  # a jump over it
+LONGEST = 1 << 16  # bytes of a translation that are looked through
 PATCH_REACH = 32  # bytes before the call within which the translation loads the hook's arguments
 
 
@@ -229,19 +231,37 @@ def _patch_count(a: Assembler) -> None:
 
 
 def _skip_check(a: Assembler, check: int) -> None:
-    """What `Meter.skip_check` does, where the call goes through a cell."""
+    """What `Meter.skip_checks` does: r8 runs over the translation, whose cell is at r9."""
     if not check:
         return
     a.emit("4c8b0424")  # mov r8, [rsp]
-    a.emit("66418138 48bf")  # cmp word [r8], 0xbf48             movabs rdi
-    a.branch(0x75, "stays")
-    a.emit("4181780a 33f6ff15")  # cmp dword [r8+10], 0x15fff633     xor esi, esi; call [rip+...]
-    a.branch(0x75, "stays")
-    a.emit("4d63480e 4f8b4c0812")  # movsxd r9, [r8+14]; mov r9, [r8+r9+18]
-    a.emit("49ba", _quad(check), "4d39d1")  # mov r10, check; cmp r9, r10
-    a.branch(0x75, "stays")
+    a.emit("4181780a 33f6ff15")  # cmp dword [r8+10], 0x15fff633     the first is right there, or there is none
+    a.branch(0x75, "all")
+    a.emit("4d63480e 4f8d4c0812")  # movsxd r9, [r8+14]; lea r9, [r8+r9+18]
+    a.emit("4d89ca 4d29c2 4981fa", struct.pack("<I", LONGEST))  # mov r10, r9; sub r10, r8; cmp r10, LONGEST
+    a.branch(0x73, "all")
+    a.emit("49ba", _quad(check), "4d3911")  # mov r10, check; cmp [r9], r10
+    a.branch(0x75, "all")
     a.emit("6641c700", SKIP)  # mov word [r8], SKIP
-    a.label("stays")
+    a.branch(0xEB, "none")
+    a.label("another")
+    a.emit("4181780a 33f6ff15")  # cmp dword [r8+10], 0x15fff633     xor esi, esi; call [rip+...]
+    a.branch(0x75, "none")
+    a.emit("66418138 48bf")  # cmp word [r8], 0xbf48             movabs rdi
+    a.branch(0x75, "none")
+    a.emit("49397802")  # cmp [r8+2], rdi
+    a.branch(0x75, "none")
+    a.emit("66418178fa ff15")  # cmp word [r8-6], 0x15ff           behind another hook
+    a.branch(0x74, "none")
+    a.emit("418078fbe8")  # cmp byte [r8-5], 0xe8
+    a.branch(0x74, "none")
+    a.emit("4d63500e 4f8d541012 4d39ca")  # movsxd r10, [r8+14]; lea r10, [r8+r10+18]; cmp r10, r9
+    a.branch(0x75, "none")
+    a.emit("6641c700", SKIP)  # mov word [r8], SKIP
+    a.label("none")
+    a.emit("49ffc0 4d8d5012 4d39ca")  # inc r8; lea r10, [r8+18]; cmp r10, r9
+    a.branch(0x76, "another")
+    a.label("all")
 
 
 def translated_code(miss: int) -> bytes:
@@ -370,26 +390,31 @@ class Meter:
 
     def remember(self, return_address: int, size: int, instructions: int, check: int) -> None:
         """A translation has been visited: next time all is done by the code."""
-        if self.patch(return_address, size, instructions):
-            self.skip_check(return_address, check)
+        if self.patch(return_address, size, instructions) and check:
+            self.skip_checks(return_address, check)
 
-    def skip_check(self, return_address: int, check: int) -> bool:
-        """Take the engine's question whether to stop out of a translation; whether it was found, behind the hook.
+    def skip_checks(self, return_address: int, check: int) -> int:
+        """Take the engine's questions whether to stop out of a translation; how many there were.
 
-        movabs rdi, engine; xor esi, esi; call `check`, directly or through a cell.
+        They are movabs rdi, engine; xor esi, esi; call [cell], where the cell holds `check`: one right behind the
+        hook, one behind each access to memory. A translation's cells lie behind its code. What is asked behind a
+        call is asked for a hook on an instruction (`site_hooks`), which may stop there, and stays.
         """
-        found = CHECK.match(ctypes.string_at(return_address, 18)) if check else None
-        if found is None:
-            return False
-        end = return_address + found.end()
-        if found[1] is not None:
-            called = ctypes.c_uint64.from_address(end + int.from_bytes(found[1], "little", signed=True)).value
-        else:
-            called = end + int.from_bytes(found[2], "little", signed=True)
-        if called != check:
-            return False
-        ctypes.memmove(return_address, bytes((SKIP[0], found.end() - 2)), 2)
-        return True
+        first = CHECK.match(ctypes.string_at(return_address, 18))
+        if first is None:
+            return 0
+        length = 18 + int.from_bytes(first[2], "little", signed=True)
+        if not 0 < length < LONGEST or ctypes.c_uint64.from_address(return_address + length).value != check:
+            return 0
+        code, at_byte, found = ctypes.string_at(return_address, length), 0, 0
+        while at_byte >= 0:
+            end = at_byte + 18 + int.from_bytes(code[at_byte + 14 : at_byte + 18], "little", signed=True)
+            of_a_hook = code[at_byte - 6 : at_byte - 4] == b"\xff\x15" or code[at_byte - 5 : at_byte - 4] == b"\xe8"
+            if end == length and (not at_byte or not of_a_hook):
+                ctypes.memmove(return_address + at_byte, SKIP, len(SKIP))
+                found += 1
+            at_byte = code.find(first[1], at_byte + 1)
+        return found
 
     def halt(self) -> None:
         """The engine has been asked to stop: no further block is begun until `resume`."""
