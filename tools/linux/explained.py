@@ -118,8 +118,8 @@ ROWS = (
     ),
     Row(
         "the processor's name",
-        f"{_PENTIUM_III}; ours has a model and name of its own, and leaf 1 as its last, so no table of caches",
-        ours=(r"model\t\t: 8", r"model name\t: vmm emulated x86 processor", r"cpuid level\t: 1"),
+        f"{_PENTIUM_III}; ours has a model and name of its own, and no caches to tell of",
+        ours=(r"model\t\t: 8", r"model name\t: vmm emulated x86 processor", r"cpuid level\t: 4"),
         theirs=(
             r"model\t\t: 7",
             r"model name\t: Pentium III \(Katmai\)",
@@ -127,7 +127,11 @@ ROWS = (
             r"cache size\t: 16384 KB",
         ),
     ),
-    Row("SSE2", f"{_PENTIUM_III}, which has only SSE; ours has it and says so", ours=("flag sse2",)),
+    Row(
+        "SSE2 and SSE3",
+        f"{_PENTIUM_III}, which has only SSE; ours has them and says so",
+        ours=("flag sse2", "flag pni"),
+    ),
     Row(
         "PAE and PSE-36",
         f"{_NOT_OURS}: 32-bit paging, and 32 address lines",
