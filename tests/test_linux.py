@@ -148,15 +148,21 @@ OF_A_PC = (
 )
 
 
-def test_on_a_pc_with_pci_it_finds_everything_by_acpi() -> None:
-    """APICs, PCI and power management, of which the small PC has none: interrupts come by the IO-APIC and the local
-    APIC's timer, PCI's own driver reads the disk, and `poweroff` switches the machine off."""
+@functools.cache
+def boot_pc(mode: str) -> tuple[Result, Medium]:
+    """The machine `pc` with a disk, which its own driver reads; and the disk."""
     kernel, initrd = require_linux()
     disk = Medium(64)
     commands = "modprobe ata_piix; modprobe sd_mod; dd if=/dev/sda bs=512 | md5sum; cat /proc/interrupts"
     line = f'console=ttyS0 nokaslr noisapnp cryptomgr.notests vmm.run="{commands}"'
     image = load_image(kernel, memory=MEMORY, command_line=line, modules=[ModuleFile(initrd)])
-    result = VirtualMachine(image, "hvm", memory=MEMORY, disk=disk, model="pc").run(None, TIMEOUT)
+    return VirtualMachine(image, mode, memory=MEMORY, disk=disk, model="pc").run(None, TIMEOUT), disk
+
+
+def test_on_a_pc_with_pci_it_finds_everything_by_acpi() -> None:
+    """APICs, PCI and power management, of which the small PC has none: interrupts come by the IO-APIC and the local
+    APIC's timer, PCI's own driver reads the disk, and `poweroff` switches the machine off."""
+    result, disk = boot_pc("hvm")
     assert (result.outcome.kind, result.outcome.status) == ("halt", 0)
     assert result.outcome.detail == "the guest switched the machine off"
     said = [line for line in messages(result.console) if line in OF_A_PC]
@@ -168,6 +174,17 @@ def test_on_a_pc_with_pci_it_finds_everything_by_acpi() -> None:
     assert interrupts["Local timer interrupts"] > 500
     assert not interrupts["Spurious interrupts"]
     assert interrupts["IO-APIC   9-fasteoi   acpi"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ("native", "bt"))
+def test_a_pc_with_pci_is_the_same_in_every_mode(mode: str) -> None:
+    """Devices in memory, whose accesses each mode refuses in its own way, change nothing that a kernel can see."""
+    hvm, other = boot_pc("hvm")[0], boot_pc(mode)[0]
+    assert other.console == hvm.console
+    assert (other.outcome, other.instructions) == (hvm.outcome, hvm.instructions)
+    assert other.registers == hvm.registers
+    assert other.memory_sha256 == hvm.memory_sha256
 
 
 def check_symbols(result: Result) -> kallsyms.Symbols:
