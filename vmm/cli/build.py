@@ -15,7 +15,7 @@ def build(options: argparse.Namespace) -> int:
     """The command; returns the exit status."""
     if not options.output:
         raise UsageError("-o: the name is empty: name the ELF to write")
-    check_distinct(options.guest, {"-o": options.output})
+    check_distinct(options, {"-o": options.output})
     image = image_of(options)
     os.close(open_output("-o", options.output))
     build_elf(image, Path(options.output))

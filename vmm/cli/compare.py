@@ -45,7 +45,7 @@ def compare(options: argparse.Namespace) -> int:
     if options.max_instructions is not None:
         limit = values.count("--max-instructions", options.max_instructions)
     console_input = values.input_bytes(options.input)
-    check_distinct(options.guest, {"--html": options.html})
+    check_distinct(options, {"--html": options.html})
     if options.html is not None:
         _need_libraries(options.html)
     builds = builds_of(options, memory, modes)

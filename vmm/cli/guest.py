@@ -45,13 +45,19 @@ def image_of(options: argparse.Namespace, memory: int = LARGEST) -> Image:
     )
 
 
-def check_distinct(guest: str, outputs: Mapping[str, str | None], disk: str | None = None) -> None:
-    """Refuse an output that would overwrite the guest, its disk or another; by option. Raises `UsageError`."""
-    seen = [(guest, "the guest")]
-    if disk is not None:
-        if _same_file(guest, disk):
+def check_distinct(options: argparse.Namespace, outputs: Mapping[str, str | None]) -> None:
+    """Refuse an output that would overwrite an input or another output, by option. Raises `UsageError`."""
+    seen = [(options.guest, "the guest")]
+    if getattr(options, "disk", None) is not None:
+        disk = values.disk(options.disk)[0]
+        if _same_file(options.guest, disk):
             raise UsageError(f"--disk {disk}: that is the guest: choose another file")
         seen.append((disk, "the guest's disk"))
+    for option in ("initrd", "script", "input"):
+        name = getattr(options, option, None)
+        if name is not None and name != "-":
+            seen.append((name, f"the file of --{option}"))
+    seen += [(text.partition(",")[0], "the file of --module") for text in getattr(options, "modules", ())]
     for option, name in outputs.items():
         if name is None:
             continue

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         "--dump-translations": options.dump_translations,
     }
     disk_file = None if options.disk is None else values.disk(options.disk)
-    check_distinct(options.guest, outputs, disk_file and disk_file[0])
+    check_distinct(options, outputs)
     console_input = values.input_bytes(options.input)
     steps, until = values.script(options.script), values.until(options.until)
     image = image_for(options, memory, mode)
