@@ -41,6 +41,44 @@ def both(source: str, budget: int, **options: object) -> Lab:
     return other
 
 
+VERIFIED = """
+        sgdt [esp - 8]
+        mov ebx, [esp - 6]
+        mov ecx, 6
+again:  xor byte [ebx + USER_DATA / 8 * 8 + 5], %(bit)s
+        mov esi, selectors
+next:   lodsd
+        verw ax
+        pushfd
+        pop edx
+        verr ax
+        pushfd
+        pop edi
+        shl edi, 8
+        xor edx, edi
+        rol dword [DATA], 3
+        add [DATA], edx
+        verw [esi - 4]
+        adc dword [DATA + 4], eax
+        cmp esi, selectors_end
+        jb next
+        dec ecx
+        jnz again
+over:   jmp over
+        align 4
+selectors: dd USER_DATA, USER_DATA - 3, KERNEL_DATA, KERNEL_DATA + 1, KERNEL_DATA + 2
+        dd KERNEL_CODE, USER_CODE, 0, 0xFFF8
+selectors_end:
+"""
+
+
+@pytest.mark.parametrize("bit", (2, 8, 0x10, 0x60, 0x80), ids=("writable", "code", "system", "DPL", "present"))
+def test_verw_looks_at_the_descriptor_as_the_guest_has_just_made_it(bit: int) -> None:
+    """The answer of VERR and VERW in the cache is the guest's tables', and not that of a copy from before."""
+    made = both(VERIFIED % {"bit": bit}, 2_000)
+    assert made.machine.exits.rows["call-out VERW"].count < 6 * 9 * 2
+
+
 SITES = """
         mov ecx, 3
 again:  dec ecx

@@ -36,6 +36,10 @@ OWN = 16  # bytes at the end of the GDT that are the monitor's
 
 _PRESENT = 1 << 15
 
+# What an entry of a copy that is not good keeps of its byte of type and rights: it must not be loaded. What only
+# looks at a descriptor does not ask whether it is present; it finds none where the type goes, too.
+NOT_PRESENT, OF_NO_TYPE = 0x7F, 0x60
+
 
 class ShadowTables:
     """The monitor's pages, and what they are copied from."""
@@ -57,6 +61,7 @@ class ShadowTables:
         self._pages: dict[
             int, int
         ] = {}  # linear page of the guest's tables: the frame it was copied from, or -1
+        self.stale = NOT_PRESENT
         self.copies = 0
         # By offset of the table: the guest's bytes, and its entries as they are copied and with none present.
         self._made: dict[int, tuple[bytes, bytes, bytes]] = {}
@@ -124,7 +129,7 @@ class ShadowTables:
         if made is None or made[0] != data:
             if made is not None and len(made[1]) > len(data) & ~7:
                 self._view[offset : offset + room] = bytes(room)
-            made = self._made[offset] = bytes(data), *_entries(data)
+            made = self._made[offset] = bytes(data), *_entries(data, self.stale)
         self._view[offset : offset + len(made[1])] = made[1]
 
     def unlock(self) -> None:
@@ -204,8 +209,8 @@ class ShadowTables:
         self._view[offset + 5] |= 1
 
 
-def _entries(data: bytearray) -> tuple[bytes, bytes]:
-    """The shadow of a table's bytes; and the same with no entry present."""
+def _entries(data: bytearray, stale: int) -> tuple[bytes, bytes]:
+    """The shadow of a table's bytes; and the same with of each type byte only what `stale` says."""
     size = len(data) & ~7
     there, absent = bytearray(size), bytearray(size)
     for i in range(0, size, 8):
@@ -213,7 +218,7 @@ def _entries(data: bytearray) -> tuple[bytes, bytes]:
         if low or high:
             entry = bytes(deprivileged(Descriptor(low, high)))
             there[i : i + 8] = absent[i : i + 8] = entry
-            absent[i + 5] &= 0x7F
+            absent[i + 5] &= stale
     return bytes(there), bytes(absent)
 
 

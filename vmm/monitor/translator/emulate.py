@@ -110,7 +110,9 @@ def _look(m: Machinery, i: Instruction) -> None:
 
 
 def _verify(m: Machinery, i: Instruction) -> None:
-    """VERR and VERW."""
+    """VERR and VERW; the next one finds a copy of the tables that is good."""
+    if not m.shadow.good:
+        m.shadow.copy()
     d = _visible(m, m.operand16(i))
     if d is None or d.is_system:
         _set_zf(m, False)

@@ -25,6 +25,7 @@ from vmm.machine.delivery import Fault, Kind
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
 from vmm.machine.paging import PageFault
+from vmm.monitor.deprivileged.descriptors import OF_NO_TYPE
 from vmm.monitor.deprivileged.emulate import Row, emulate, stays
 from vmm.monitor.deprivileged.monitor import KNOWN_LIMIT, DeprivilegedMonitor
 from vmm.monitor.deprivileged.vcpu import KERNEL_RING
@@ -60,6 +61,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self.translator = Translator(machine, self.vcpu, self.memory)
         self.cache, self.code, self._ways = self.translator.cache, self.translator.code, self.translator.ways
         self.observers = self.translator.observers
+        self.shadow.stale = OF_NO_TYPE  # VERR and VERW look into the shadow
         self.memory.slot.on_move.append(self._slot_moved)
         self._stepped_before = False  # DR6.BS as the guest has it
         self._left = True  # `vcpu` has the virtual IF, also where a process runs
@@ -208,6 +210,8 @@ class TranslatingMonitor(DeprivilegedMonitor):
         self._visible.show()
         if ring != KERNEL_RING:
             self._ways.forget()
+            if not self.shadow.good:
+                self.shadow.copy()  # a process looks at descriptors, too, and nothing tells the monitor
             flags = (EFlags.IF if v.interrupts else 0) | v.iopl << IOPL_SHIFT
             if w[_EFLAGS] & _REAL != flags:
                 s.set_system_flags(_REAL, flags)

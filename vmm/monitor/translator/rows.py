@@ -65,6 +65,7 @@ _SELECTOR = "behaviour-sensitive: looks into the descriptor tables, where ring 0
 _BRANCH_ROW = Row("Jcc", _BRANCH, holds=_wide)
 _LOOP_ROW = Row("LOOP", _BRANCH, holds=_wide)
 _LOAD = Row("load of a data segment", _SELECTOR + ": RPL 1 needs a check", holds=_segment_operand)
+_VERIFY = Row("VERR or VERW", _SELECTOR + ": RPL 1, and a no, need a check")
 _STACK = Row(None, _SELECTOR)
 _FAR = Row(None, "loads CS: may change the ring", ends=True)
 
@@ -81,8 +82,7 @@ ROWS: dict[str, Row] = {
     "0F20": Row("MOV from CR", "privileged: reads the virtual register instead of trapping",
                 holds=lambda i, _c: i.reg in (0, 2, 3, 4) and not i.lock),
     "0F01/0": Row("SGDT", "behaviour-sensitive: shows the shadow table", holds=_flat_operand),
-    "0F00/4": Row(None, _SELECTOR),
-    "0F00/5": Row(None, _SELECTOR),
+    "0F00/4": _VERIFY, "0F00/5": _VERIFY,
     "0F02": Row(None, _SELECTOR),
     "0F03": Row(None, _SELECTOR),
     "8E/0": _LOAD, "8E/3": _LOAD, "8E/4": _LOAD, "8E/5": _LOAD,

@@ -252,15 +252,30 @@ def push_ss(e: Emitter, _i: Instruction) -> None:
 
 def load_data_segment(e: Emitter, i: Instruction) -> None:
     """MOV or POP to DS, ES, FS, GS: the CPU's own, unless RPL is 1, which ring 1 may load and ring 0 may not."""
+    _trap_if_ring_one(e, b"\x0f\xb6\x0c\x24" if i.modrm is None or i.opcode > 0xFF else source_operand(i, "0fb7", 1))
+    e.emit(i.bytes)
+
+
+def verify(e: Emitter, i: Instruction) -> None:
+    """VERR and VERW: where the shadow says yes, so do the guest's tables; but for RPL 1, as above.
+
+    A no may be a copy's that is not good any more, whose entries look like none, or the monitor's own entry.
+    """
+    _trap_if_ring_one(e, source_operand(i, "0fb7", 1))
+    e.emit(i.bytes, "7401")
+    e.trap()
+
+
+def _trap_if_ring_one(e: Emitter, load: bytes) -> None:
+    """`load` puts the selector, or its low byte, into ECX."""
     e.save_ecx()
-    e.emit("0fb60c24" if i.modrm is None or i.opcode > 0xFF else source_operand(i, "0fb7", 1))
+    e.emit(load)
     e.clobber(ECX)
     e.emit("0fb6c9")  # movzx ecx, cl
     e.emit("2e0fb689", e.cell(layout.RING_ONE))  # movzx ecx, byte cs:[RING_ONE + ecx]
     e.trap_unless_ecx_is_zero()
     e.restore_ecx()
     e.clobber(0)
-    e.emit(i.bytes)
 
 
 def encode_memory(memory: Memory, reg: int, displacement: int) -> bytes:
@@ -297,6 +312,7 @@ SEQUENCES: dict[str, Sequence] = {
     "PUSH CS": push_cs,
     "PUSH SS": push_ss,
     "load of a data segment": load_data_segment,
+    "VERR or VERW": verify,
 }
 
 DIRECT: dict[str | None, Direct] = {"CALL": call, "JMP": jump, "Jcc": branch, "LOOP": loop}
