@@ -10,7 +10,8 @@ import operator
 
 import pytest
 
-from tests.machines import CODE, DATA, run
+from tests import domains
+from tests.machines import DATA, run
 from vmm.isa.vectors import Vector
 from vmm.machine import cpuid as told
 
@@ -250,6 +251,8 @@ ABSENT = {
     "INVPCID": "660f388200",
     "SHA1NEXTE": "0f38c8c0",
     "AVX VADDPS": "c5f858c0",
+    "AVX VMOVAPS": "c4e17828c1",
+    "AVX VZEROUPPER": "c5f877",
     "BMI1 ANDN": "c4e278f2c0",
     "ADX": "660f38f6c0",
     "3DNow! PFADD": "0f0fc09e",
@@ -263,14 +266,20 @@ ABSENT = {
 }
 
 
+def bytes_of(code: str) -> str:
+    """The statement that makes them."""
+    return "db " + ", ".join(str(byte) for byte in bytes.fromhex(code))
+
+
 @MODE
 @pytest.mark.parametrize("name", ABSENT)
 def test_a_feature_that_is_not_told_is_not_there(name: str, mode: str) -> None:
-    """Its instructions raise #UD."""
-    code = bytes.fromhex(ABSENT[name])
-    made = run(code + b"\xeb\xfe", mode, limit=20, registers={"eax": DATA}, memory=[(DATA, bytes(64))])
-    assert made.vector == UD
-    assert made.stack(1) == [CODE]
+    """Its instructions raise #UD, whether SSE may be used or not."""
+    for cr4 in (0, OSFXSR):
+        code = f"{control(cr4=cr4)} mov eax, DATA\nat: {bytes_of(ABSENT[name])}\n jmp $"
+        made = run(code, mode, limit=20)
+        assert made.vector == UD
+        assert made.stack(1) == [made.symbol("at")]
 
 
 # What RDMSR gives, or None for #GP(0). Linux reads those of the first group on a processor of this family; of the
@@ -321,3 +330,59 @@ def test_the_microcode_has_no_update_and_the_socket_cannot_be_changed(mode: str)
     made = run(ask + "end: jmp end", mode, limit=30)
     assert (made.vector, made.reg("eax"), made.reg("edx")) == (None, 0, 0)
     assert run("mov ecx, 0x17\n wrmsr\nend: jmp end", mode, limit=20).vector == GP
+
+
+# The same for a kernel of Xen's interface, as far as it is the kernel's: control registers are the hypervisor's,
+# which has made SSE ready, and sets TS when it is asked.
+DOMAIN = """
+        mov ebx, traps
+        hypercall 0             ; set_trap_table
+        mov esp, kernel_stack
+        {code}
+        jmp stop
+undefined: mov dword [seen], 6
+        jmp stop
+no_device: mov dword [seen], 7
+        {again}
+stop:   mov [seen + 4], ebx
+        jmp $
+section .data
+traps:  trap 6, 0, undefined
+        trap 7, 0, no_device
+        dd 0, 0
+section .bss
+        alignb 16
+scratch: resb 512
+section .text
+"""
+KERNELS = ("FPU", "TSC", "CX8", "CMOV", "FCMOV", "MMX", "FXSR", "SSE", "SSE2", "SSE3")
+FORBID = "mov ebx, 1\n hypercall 5\n"  # fpu_taskswitch
+
+
+def in_domain(code: str, again: str = "jmp stop") -> tuple[int, int]:
+    """The vector that was raised, 0 for none, and EBX at the end."""
+    source = DOMAIN.format(code=code.replace("DATA", "scratch"), again=again)
+    made = domains.run(source, 1_000)
+    return made.read("seen"), made.words("seen", 2)[1]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_paravirtual_kernel_has_the_same_features(name: str) -> None:
+    """CPUID tells them to it, and they work."""
+    bit, code, result, _ = WORKS[name]
+    vector, told_to_it = in_domain("mov eax, 1\n cpuid\n mov ebx, edx")
+    assert (vector, told_to_it & bit) == (0, bit & 0xFFFFFFFF)
+    assert in_domain(code) == (0, result)
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_nor_has_it_any_other(name: str) -> None:
+    """What CPUID does not tell raises #UD in a domain, too."""
+    assert in_domain(f"mov eax, DATA\n {bytes_of(ABSENT[name])}")[0] == UD
+
+
+@pytest.mark.parametrize("instruction", (FLOAT, MULTIMEDIA, SSE, SSE2, "fxsave [DATA]", "emms"))
+def test_fpu_taskswitch_makes_the_next_use_raise_nm_once(instruction: str) -> None:
+    """The hypervisor sets TS, and clears it before it calls the kernel for #NM: then the instruction is executed."""
+    assert in_domain(f"{FORBID} mov ebx, 3\n {instruction}\n mov ebx, 4", "iret") == (NM, 4)
+    assert in_domain(f"{FORBID} xor ebx, ebx\n hypercall 5\n mov ebx, 3\n {instruction}") == (0, 3)

@@ -547,7 +547,7 @@ class Machine:
             return False
         if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
             return self.run_state.free and self.control.interrupts_rise_silently
-        if instruction is None or instruction.key in sites.REFUSED or instruction.opcode in sites.LOOPS:
+        if instruction is None or sites.is_refused(instruction) or instruction.opcode in sites.LOOPS:
             return True
         return self.control.wants(instruction)
 

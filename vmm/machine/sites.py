@@ -2,9 +2,9 @@
 
 The engine has no hook for these, and its own way with them is not a processor's: INS writes a zero to memory
 before it asks for the port; MOV to CR0 and CR4 takes any value; a breakpoint set in DR7 hangs the process;
-any MSR may be read and written; INT1 is unknown; SYSCALL does nothing; LOOPE and LOOPNE lose the flags; LOCK is
-ignored where it must raise #UD. Each newly translated block is searched for them, cheaply, and the engine then
-stops just before each one that was found.
+any MSR may be read and written; INT1 is unknown; SYSCALL does nothing; a VEX prefix before an instruction of SSE is
+ignored; LOOPE and LOOPNE lose the flags; LOCK is ignored where it must raise #UD. Each newly translated block is
+searched for them, cheaply, and the engine then stops just before each one that was found.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from vmm.machine.returns import IRET
 KEYS = frozenset(("6C", "6D", "6E", "6F", "E0", "E1", "F1", "0F21", "0F22", "0F23", "0F30", "0F32", "0F00/3"))
 STRING_PORT = frozenset((0x6C, 0x6D, 0x6E, 0x6F))
 REFUSED = frozenset(("0F05",))  # SYSCALL: CPUID does not offer it
+_VEX = frozenset((0xC4, 0xC5))  # LES and LDS, or, with what would be a register, AVX's prefix
 SITES = KEYS | REFUSED  # what can be one in code without invalid instructions, while blocks are counted
 LOOPS = frozenset((0xE0, 0xE1))  # where one stands, the block ends
 PATTERNS = re.compile(
-    rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x00\x05\x21-\x23\x30\x32]|[\xe0\xe1].\Z",
+    rb"[\x6c-\x6f\xf0\xf1]|\x0f[\x00\x05\x21-\x23\x30\x32]|[\xe0\xe1].\Z|[\xc4\xc5][\xc0-\xff]",
     re.DOTALL,
 )
 _PREFIXES = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\xf0\xf2\xf3]*")
@@ -44,12 +45,18 @@ def is_site(instruction: Instruction | Form | None, code: bytes, wider: bool = F
     """
     if instruction is None:
         prefixes = _PREFIXES.match(code)
-        return prefixes is not None and _LOCK in prefixes[0]
+        assert prefixes is not None  # none at all, at the least
+        return _LOCK in prefixes[0] or code[prefixes.end() : prefixes.end() + 1] in (b"\xc4", b"\xc5")
     if instruction.opcode == 0x0F22:
         return instruction.reg != _CR3
     if wider and instruction.opcode in INTERRUPT_FLAG:
         return True
-    return instruction.key in KEYS or instruction.key in REFUSED
+    return instruction.key in KEYS or is_refused(instruction)
+
+
+def is_refused(instruction: Instruction | Form) -> bool:
+    """Whether it is one that CPUID does not offer, and that the engine would execute."""
+    return instruction.key in REFUSED or instruction.opcode in _VEX and instruction.memory is None
 
 
 def find(

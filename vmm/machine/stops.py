@@ -140,7 +140,7 @@ def _after_site(m: Machine) -> str:
     if instruction is not None and instruction.opcode in sites.INTERRUPT_FLAG:
         m.count_from_here()
         return ""
-    if instruction is None or instruction.key in sites.REFUSED:
+    if instruction is None or sites.is_refused(instruction):
         m.run_state.fault = Fault(Vector.UD)
         return "exception #UD"
     m.emit("instruction", instruction.mnemonic.lower())
