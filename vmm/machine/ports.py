@@ -69,10 +69,11 @@ class PortExits:
     def _allowed(self, port: int, size: int) -> bool:
         """Whether the guest may; if not, the fault is raised as soon as the engine has been left."""
         m = self._machine
-        fault: Fault | PageFault = Fault(Vector.GP, 0)
+        fault: Fault | PageFault
         try:
             if m.control.port_allowed(port, size):
                 return True
+            fault = Fault(Vector.GP, 0)
         except PageFault as in_bitmap:
             fault = in_bitmap
         m.run_state.fault = fault
