@@ -59,8 +59,8 @@ def test_the_engine_is_not_asked_whether_to_stop(monkeypatch: pytest.MonkeyPatch
     found: list[int] = []
     skip_checks = stub.Meter.skip_checks
 
-    def counted(meter: stub.Meter, return_address: int, check: int) -> int:
-        found.append(skip_checks(meter, return_address, check))
+    def counted(meter: stub.Meter, return_address: int, address: int, check: int) -> int:
+        found.append(skip_checks(meter, return_address, address, check))
         return found[-1]
 
     monkeypatch.setattr(stub.Meter, "skip_checks", counted)

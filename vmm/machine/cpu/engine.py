@@ -653,7 +653,7 @@ class Engine:
         last_in_shadow = shadow and self._handler.is_repeated(address, size)  # type: ignore[union-attr]
         restarted = instructions == 1 and self._restarted(address, size)
         if return_address and not restarted and not last_in_shadow:
-            meter.remember(return_address, size, instructions, exported.check_exit)
+            meter.remember(return_address, address, size, instructions, exported.check_exit)
         before = meter.budget
         if not meter.charge(address & 0xFFFFFFFF, size, instructions):
             self._ask_to_stop()

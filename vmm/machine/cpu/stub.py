@@ -61,9 +61,9 @@ RESUMED = int(EFlags.RF)
 KNOWN = (
     1 << 15
 )  # with the count, in the constant of a translation: it has been here before; the count may be 0
-CHECK = re.compile(rb"(\x48\xbf.{8}\x33\xf6\xff\x15)(.{4})", re.DOTALL)  # see `Meter.skip_checks`
-SKIP = b"\xeb\x10"  # a jump over it
+CHECK = re.compile(rb"\x48\xbf.{8}\x33\xf6(?:\xff\x15(.{4})|\xe8(.{4}))", re.DOTALL)  # see `Meter.skip_checks`
 LONGEST = 1 << 16  # bytes of a translation that are looked through
+BLOCK_REACH = 512  # bytes before the hook's return within which the engine describes the block
 PATCH_REACH = 32  # bytes before the call within which the translation loads the hook's arguments
 
 
@@ -231,33 +231,49 @@ def _patch_count(a: Assembler) -> None:
 
 
 def _skip_check(a: Assembler, check: int) -> None:
-    """What `Meter.skip_checks` does: r8 runs over the translation, whose cell is at r9."""
+    """What `Meter.skip_checks` does: r8 runs over the translation, which ends at r9."""
     if not check:
         return
     a.emit("4c8b0424")  # mov r8, [rsp]
-    a.emit("4181780a 33f6ff15")  # cmp dword [r8+10], 0x15fff633     the first is right there, or there is none
-    a.branch(0x75, "all")
-    a.emit("4d63480e 4f8d4c0812")  # movsxd r9, [r8+14]; lea r9, [r8+r9+18]
+    a.emit("4d89c1 4983e1f8 41bb", struct.pack("<I", BLOCK_REACH // 8))  # mov r9, r8; and r9, -8; mov r11d, ...
+    a.label("back")
+    a.emit("41ffcb")  # dec r11d
+    a.far(0x74, "all")
+    a.emit("4983e908 493971e0")  # sub r9, 8; cmp [r9-32], rsi           the block's address
+    a.branch(0x75, "back")
+    a.emit("4d8b11 4d39ca")  # mov r10, [r9]; cmp r10, r9              where its code begins
+    a.branch(0x76, "back")
+    a.emit("4d39c2")  # cmp r10, r8
+    a.branch(0x77, "back")
+    a.emit("4d8b4908 4d01d1")  # mov r9, [r9+8]; add r9, r10            and its size
     a.emit("4d89ca 4d29c2 4981fa", struct.pack("<I", LONGEST))  # mov r10, r9; sub r10, r8; cmp r10, LONGEST
-    a.branch(0x73, "all")
-    a.emit("49ba", _quad(check), "4d3911")  # mov r10, check; cmp [r9], r10
-    a.branch(0x75, "all")
-    a.emit("6641c700", SKIP)  # mov word [r8], SKIP
-    a.branch(0xEB, "none")
+    a.far(0x73, "all")
+    a.emit("49bb", _quad(check))  # mov r11, check
+    a.branch(0xEB, "first")
     a.label("another")
-    a.emit("4181780a 33f6ff15")  # cmp dword [r8+10], 0x15fff633     xor esi, esi; call [rip+...]
-    a.branch(0x75, "none")
-    a.emit("66418138 48bf")  # cmp word [r8], 0xbf48             movabs rdi
-    a.branch(0x75, "none")
-    a.emit("49397802")  # cmp [r8+2], rdi
-    a.branch(0x75, "none")
     a.emit("66418178fa ff15")  # cmp word [r8-6], 0x15ff           behind another hook
     a.branch(0x74, "none")
     a.emit("418078fbe8")  # cmp byte [r8-5], 0xe8
     a.branch(0x74, "none")
-    a.emit("4d63500e 4f8d541012 4d39ca")  # movsxd r10, [r8+14]; lea r10, [r8+r10+18]; cmp r10, r9
+    a.label("first")
+    a.emit("66418138 48bf")  # cmp word [r8], 0xbf48             movabs rdi
     a.branch(0x75, "none")
-    a.emit("6641c700", SKIP)  # mov word [r8], SKIP
+    a.emit("49397802")  # cmp [r8+2], rdi
+    a.branch(0x75, "none")
+    a.emit("664181780a 33f6")  # cmp word [r8+10], 0xf633           xor esi, esi
+    a.branch(0x75, "none")
+    a.emit("4180780ce8")  # cmp byte [r8+12], 0xe8             call
+    a.branch(0x75, "cell")
+    a.emit("4d63500d 4f8d541011 4d39da")  # movsxd r10, [r8+13]; lea r10, [r8+r10+17]; cmp r10, r11
+    a.branch(0x75, "none")
+    a.emit("6641c700 eb0f")  # mov word [r8], jump over it
+    a.branch(0xEB, "none")
+    a.label("cell")
+    a.emit("664181780c ff15")  # cmp word [r8+12], 0x15ff           call [rip+...]
+    a.branch(0x75, "none")
+    a.emit("4d63500e 4f395c1012")  # movsxd r10, [r8+14]; cmp [r8+r10+18], r11
+    a.branch(0x75, "none")
+    a.emit("6641c700 eb10")  # mov word [r8], jump over it
     a.label("none")
     a.emit("49ffc0 4d8d5012 4d39ca")  # inc r8; lea r10, [r8+18]; cmp r10, r9
     a.branch(0x76, "another")
@@ -302,6 +318,18 @@ def _loads_rcx(code: bytes, address: int) -> int | None:
         return int.from_bytes(code[3:7], "little", signed=True)
     if code[:1] == b"\xb9":  # mov ecx
         return int.from_bytes(code[1:5], "little")
+    return None
+
+
+def _end_of_code(inside: int, address: int) -> int | None:
+    """Where the host's code of the block at a guest's `address` ends; `inside` is an address in its beginning."""
+    aligned = inside & ~7
+    for place in range(aligned - 8, aligned - BLOCK_REACH, -8):
+        if ctypes.c_uint64.from_address(place - 32).value != address:
+            continue
+        start, size = (ctypes.c_uint64 * 2).from_address(place)
+        if place < start <= inside:
+            return start + size if inside < start + size < inside + LONGEST else None
     return None
 
 
@@ -388,32 +416,34 @@ class Meter:
             found = before.find(load, found + 1)
         return False
 
-    def remember(self, return_address: int, size: int, instructions: int, check: int) -> None:
+    def remember(self, return_address: int, address: int, size: int, instructions: int, check: int) -> None:
         """A translation has been visited: next time all is done by the code."""
         if self.patch(return_address, size, instructions) and check:
-            self.skip_checks(return_address, check)
+            self.skip_checks(return_address, address, check)
 
-    def skip_checks(self, return_address: int, check: int) -> int:
-        """Take the engine's questions whether to stop out of a translation; how many there were.
+    def skip_checks(self, return_address: int, address: int, check: int) -> int:
+        """Take the engine's questions whether to stop out of the translation of `address`; how many there were.
 
-        They are movabs rdi, engine; xor esi, esi; call [cell], where the cell holds `check`: one right behind the
-        hook, one behind each access to memory. A translation's cells lie behind its code. What is asked behind a
-        call is asked for a hook on an instruction (`site_hooks`), which may stop there, and stays.
+        They are movabs rdi, engine; xor esi, esi; call `check`, directly or through a cell: one right behind the
+        hook, one behind each access to memory. What is asked behind a call is asked for a hook on an instruction
+        (`site_hooks`), which may stop there, and stays. How long the translation is says what the engine keeps
+        right before it: the block's address, 24 bytes of something else, where its code begins, and its size.
         """
-        first = CHECK.match(ctypes.string_at(return_address, 18))
-        if first is None:
+        end = _end_of_code(return_address, address)
+        if end is None:
             return 0
-        length = 18 + int.from_bytes(first[2], "little", signed=True)
-        if not 0 < length < LONGEST or ctypes.c_uint64.from_address(return_address + length).value != check:
-            return 0
-        code, at_byte, found = ctypes.string_at(return_address, length), 0, 0
-        while at_byte >= 0:
-            end = at_byte + 18 + int.from_bytes(code[at_byte + 14 : at_byte + 18], "little", signed=True)
+        code, found = ctypes.string_at(return_address, end - return_address), 0
+        for match in CHECK.finditer(code):
+            at_byte, after = match.start(), return_address + match.end()
+            if match[2] is not None:
+                called = after + int.from_bytes(match[2], "little", signed=True)
+            else:
+                cell = after + int.from_bytes(match[1], "little", signed=True)
+                called = ctypes.c_uint64.from_address(cell).value if return_address < cell < end else 0
             of_a_hook = code[at_byte - 6 : at_byte - 4] == b"\xff\x15" or code[at_byte - 5 : at_byte - 4] == b"\xe8"
-            if end == length and (not at_byte or not of_a_hook):
-                ctypes.memmove(return_address + at_byte, SKIP, len(SKIP))
+            if called == check and (not at_byte or not of_a_hook):
+                ctypes.memmove(return_address + at_byte, bytes((0xEB, match.end() - at_byte - 2)), 2)
                 found += 1
-            at_byte = code.find(first[1], at_byte + 1)
         return found
 
     def halt(self) -> None:
