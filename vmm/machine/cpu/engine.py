@@ -319,10 +319,14 @@ class Engine:
 
     def flush_page(self, address: int) -> None:
         """The same for those of one linear page, at the least."""
-        if exported.flush_page is None or self._copied or self.state.words[_HFLAGS] & at.HF_GUEST:
+        if exported.flush_page is None or self._copied:
             self.flush_tlb()
-        else:
-            exported.flush_page(self._registers, address)
+            return
+        words = self.state.words
+        flags = words[_HFLAGS]
+        words[_HFLAGS] = flags & ~at.HF_GUEST  # whose host may intercept the instruction, and it is none
+        exported.flush_page(self._registers, address)
+        words[_HFLAGS] = flags
 
     def drop_code(self, start: int, end: int) -> None:
         """Forget the code translated from physical bytes `start` to `end` of one page. The TLB may keep the page."""

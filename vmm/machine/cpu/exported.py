@@ -29,7 +29,7 @@ def _function(name: str, result: type[ctypes.c_uint64] | None, *arguments: type)
 
 
 flush_page = _function("helper_invlpg", None, _VOID_P, _U64)
-"""(address of the live register file, linear address), or None. Not while a VMRUN is in force: it may intercept."""
+"""(address of the live register file, linear address), or None. While a VMRUN is in force, it may intercept."""
 
 _number_of = _function("qemu_ram_addr_from_host", _U64, _VOID_P, _VOID_P)  # engine, host address
 _drop = _function("tb_invalidate_phys_range", None, _VOID_P, _U64, _U64)  # engine, first number, end
