@@ -260,6 +260,8 @@ def _reason(piece: Piece | None, code: bytes, eip: int) -> str:
 def _targets(unit: Unit) -> dict[int, str]:
     """By offset in the cache of a displacement or constant: what to write for the operands."""
     names = {link.site: f"-> {link.target:08x}" for link in unit.links}
+    for landing in unit.landings:
+        names[landing.miss] = "-> (next landing)"
     for piece in unit.special.values():
         prediction = piece.prediction
         if prediction is not None:

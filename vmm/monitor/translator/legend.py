@@ -44,7 +44,8 @@ CELLS = {
     "TAGS": "by the low 16 bits of a guest EIP: minus the EIP that has a translation, so that adding it gives 0",
     "TRANSLATIONS": "by the same index: where that translation is",
     "LANDINGS": "by the low 16 bits of a return address: where a RET to it lands. There the address, which still lies"
-    " below ESP, is compared with the one expected; where none is expected yet there is a trap",
+    " below ESP, is compared with the one expected; another's goes on to the next landing of that index, if there is"
+    " one, else to a trap",
     "CONTROL_REGISTERS": "CR0, CR2, CR3 and CR4 as the guest believes them to be; 4 bytes each, by number",
     "FLAGS_IMAGE": "byte 1 of EFLAGS with the virtual IF put in: by IF * 256 and that byte",
     "USER_FLAGS": "0 where a process may start with this byte 1 of EFLAGS (IF on, no IOPL, no NT)",
@@ -74,6 +75,7 @@ _NOTES = [
         (r".*cs:\[TRANSLATIONS", "  it is: so this is its translation"),
         (r"jmp (?:dword )?cs:\[TARGET", "  on, in the cache"),
         (r"jmp (?:dword )?cs:\[LANDINGS", "  on, in the cache: there it is checked"),
+        (r"jmp -> \(next", "  another's: on to the next of its index"),
         (r"jmp -> \(pre", "  where it went before"),
         (r"lea ecx, \[ecx - \(pre", "  0 if it goes where it went before"),
         (r"lea ecx, \[ecx \+ \(pre", "  not there: as it was"),
