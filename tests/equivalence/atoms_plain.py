@@ -298,9 +298,25 @@ def _wide(s: Salt) -> str:
     )
 
 
+def _x87(s: Salt) -> str:
+    """The FPU, and what tells where its last instruction was."""
+    last = pick(s, "fld1; fstp st0", f"fld dword [{data(s)}]; fstp st0", "fldz; fstp st0; nop; inc eax", "fninit")
+    image = at.DATA + 0x1000 * s.below(2) + 0x10 * s.below(0x60)
+    store = pick(
+        s,
+        f"fxsave [{number(image)}]",
+        f"fnstenv [{place(s)}]",
+        f"fnsave [{place(s)}]",
+        "sti; fxsave [esp - 1024]",
+    )
+    stores = pick(s, store, f"fxsave [esp - 1024]; {store}", f"f2xm1; {store}")
+    return f"{last}; {stores}; mov eax, [{number(image + 8)}]"
+
+
 PLAIN: dict[str, Atom] = {
     "alu": _alu, "move": _move, "unary": _unary, "shift": _shift, "undefined flags": _undefined_flags,
     "divide": _divide, "flags": _flags, "push": _push, "pop": _pop, "string": _string,
     "string faults": _string_faults, "jump": _jump, "loop": _loop, "indirect": _indirect, "call": _call,
     "modify next": _modify_next, "modify loop": _modify_loop, "jit": _jit, "copy code": _copy_code, "wide": _wide,
+    "x87": _x87,
 }  # fmt: skip

@@ -270,6 +270,7 @@ _UNLIKE = re.compile(
     r"smsw e"  # the upper half of the register is undefined
     r"|^sysexit|\b0x3ff\b"  # goes where nobody knows; QEMU is run without a serial port
     r"|@0000DEAD|@0000C0DE|@[48]0000000; mov cr[04]"  # QEMU takes any MSR, and bits of CR0 and CR4 that are #GP
+    r"|fxsave|fnsave|fnstenv"  # it does not know where the last x87 instruction was
     r"|\bhlt"  # a trap does not wake it
     r"|0x2000; mov dr7"  # it does not know GD
     r"|\bSTEPS\b.*\b(ss|sti)\b|\bSTEPS\b.*@0000000[3-9]"  # TF and a shadow: no trap, or no end

@@ -35,6 +35,8 @@ CR3 = 448
 CR4 = 456
 A20_MASK = 496
 EFER = 592
+FCS = 754  # of the last x87 instruction, 16 bits: what FNSTENV stores
+FIP = 760  # of the last x87 instruction: what FXSAVE and FNSTENV store
 SYSTEM_STATE = range(EIP, 600)  # all that is neither a general register nor the FPU's or SSE's
 SYSENTER_CS = 4800
 SYSENTER_ESP = 4808
@@ -112,6 +114,8 @@ def verify(write: Write, save: Save) -> None:
         ("MSR", (0x175, 0x5A5A0175), SYSENTER_ESP, 0x5A5A0175),
         ("MSR", (0x176, 0x5A5A0176), SYSENTER_EIP, 0x5A5A0176),
         ("MSR", (0xC0000080, 0x800), EFER, 0x800),
+        ("FCS", 0x5A5B, FCS, 0x5A5B),
+        ("FIP", 0x5A5A0F1F, FIP, 0x5A5A0F1F),
         ("CR3", 0x5A5A3000, CR3, 0x5A5A3000),
         ("CR0", 0x00000013, CR0, 0x00000013),
     ]

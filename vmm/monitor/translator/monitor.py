@@ -167,7 +167,9 @@ class TranslatingMonitor(DeprivilegedMonitor):
         if offset != unit.starts[index]:
             lost = piece.lost(offset) if piece is not None else 0
             self._take_back(lost)
-            if index >= unit.first and index < unit.last:
+            if piece is not None and offset == piece.resume and piece.is_prepared:
+                self.machine.retirement.unretire()
+            elif index >= unit.first and index < unit.last:
                 self._undo_count(unit.starts[index])
         s.eip = unit.eips[index]
         return piece
@@ -380,7 +382,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
             and self.cache.view[layout.CODE + offset] == _TRAP
         ):
             return self._trapped(unit, index, offset, piece)
-        if piece is not None and offset == piece.resume:
+        if piece is not None and offset == piece.resume and not piece.is_prepared:
             self._undo_return()
         copied = vector == Vector.GP and not software and piece is None and unit.first <= index < unit.last
         self._leave()
@@ -479,6 +481,9 @@ class TranslatingMonitor(DeprivilegedMonitor):
         instruction = piece.instruction
         assert instruction is not None
         reason = f"call-out {instruction.mnemonic}"
+        if piece.is_prepared:
+            self._let_cpu_execute(unit, piece)
+            return reason
         try:
             if not emulate(self._machinery, instruction, ROWS[instruction.key]):
                 self._let_cpu_return(unit, piece)
@@ -487,6 +492,16 @@ class TranslatingMonitor(DeprivilegedMonitor):
         except (Fault, PageFault) as fault:
             self.fault(fault)
         return reason
+
+    def _let_cpu_execute(self, unit: Unit, piece: Piece) -> None:
+        """What stores the x87's pointers: the one into the cache is put right, and then the instruction."""
+        assert piece.resume is not None
+        if not self.cache.has_room(0) or unit.dead:
+            return  # it is translated anew, and comes here again
+        self.translator.correct_x87()
+        self.machine.retire()
+        self.inside = True
+        self.state.eip = self.translator.address(piece.resume)
 
     # Returns to a process, by the CPU
 
@@ -565,7 +580,7 @@ class TranslatingMonitor(DeprivilegedMonitor):
         where = self._position()
         if where is not None:
             piece = where[0].special.get(where[1])
-            if piece is not None and where[2] == piece.resume:
+            if piece is not None and where[2] == piece.resume and not piece.is_prepared:
                 self._undo_return()
         ring = self.state.cpl
         left = self._leave()

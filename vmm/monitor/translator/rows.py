@@ -2,7 +2,8 @@
 
 `sequence` names an emitter of `sequences`; without one the instruction is a call-out. A row may have conditions
 under which its sequence holds; elsewhere the instruction is a call-out as well. `ends`: nothing after it belongs
-to the unit.
+to the unit. `prepared`: the call-out only makes ready, and then the CPU executes the guest's instruction; where
+the conditions do not hold, this is another instruction of the same opcode, and is copied.
 
 Instructions without a row are copied. Among them are the privileged ones, which trap in ring 1 by themselves, and
 SIDT, SLDT, STR and SMSW, which are sensitive on x86 but read registers that the CPU does not use here, and that
@@ -30,6 +31,7 @@ class Row:
     reason: str
     ends: bool = False
     holds: Condition = lambda _i, _c: True
+    prepared: bool = False
 
 
 def _flags(i: Instruction, c: Context) -> bool:
@@ -56,6 +58,11 @@ def _segment_operand(i: Instruction, c: Context) -> bool:
     return c.wide_stack or i.memory is not None or i.modrm is not None and i.opcode < 0x100
 
 
+def _stores_x87(i: Instruction | Form, _c: Context) -> bool:
+    """FNSTENV and FNSAVE among the opcodes D9 and DD; FXSAVE."""
+    return i.memory is not None and i.modrm is not None and i.modrm >> 3 & 7 == (0 if i.opcode == 0x0FAE else 6)
+
+
 _CONTROL = "control-sensitive, and does not trap"
 _MODE = "behaviour-sensitive: shows the ring"
 _BRANCH = "PC-relative: re-encoded, and linked to its target's translation"
@@ -67,6 +74,7 @@ _LOOP_ROW = Row("LOOP", _BRANCH, holds=_wide)
 _LOAD = Row("load of a data segment", _SELECTOR + ": RPL 1 needs a check", holds=_segment_operand)
 _VERIFY = Row("VERR or VERW", _SELECTOR + ": RPL 1, and a no, need a check")
 _STACK = Row(None, _SELECTOR)
+_X87 = Row(None, "shows where the last x87 instruction was, and its ring", holds=_stores_x87, prepared=True)
 _FAR = Row(None, "loads CS: may change the ring", ends=True)
 
 ROWS: dict[str, Row] = {
@@ -90,6 +98,7 @@ ROWS: dict[str, Row] = {
     "8E/2": _STACK, "17": _STACK, "0FB2": _STACK,
     "C4": Row(None, _SELECTOR), "C5": Row(None, _SELECTOR),
     "0FB4": Row(None, _SELECTOR), "0FB5": Row(None, _SELECTOR),
+    "0FAE/0": _X87, "D9": _X87, "DD": _X87,
     "9A": _FAR, "EA": _FAR, "FF/3": _FAR, "FF/5": _FAR, "CA": _FAR, "CB": _FAR,
     "E8": Row("CALL", _BRANCH + "; pushes the guest's return address", holds=_wide_stack),
     "E9": Row("JMP", _BRANCH, ends=True, holds=_wide),

@@ -124,7 +124,7 @@ class _Translation:
             if key in SITES:
                 unit.sites.append(starts[-1])
             row = ROWS.get(key)
-            if row is None or form.lock:
+            if row is None or form.lock or (row.prepared and not row.holds(form, e.context)):
                 code += raw
             elif (direct := DIRECT.get(row.sequence)) is not None and row.holds(form, e.context):
                 unit.special[index] = piece = Piece(Kind.SEQUENCE, row, raw, eip)
@@ -198,7 +198,7 @@ class _Translation:
         if row.sequence is None or not row.holds(instruction, e.context) or not shadow:
             unit.special[index] = piece = Piece(Kind.CALL_OUT, row, code, eip)
             e.trap()
-            if instruction.opcode in RETURNS:
+            if instruction.opcode in RETURNS or row.prepared:
                 piece.resume = e.here
                 e.code += code
             return row.ends, False

@@ -16,7 +16,7 @@ from vmm.isa.descriptors import RPL
 from vmm.machine.cpu import layout as at
 from vmm.machine.machine import Machine
 from vmm.machine.memory import PAGE
-from vmm.monitor.deprivileged.vcpu import VirtualCpu
+from vmm.monitor.deprivileged.vcpu import KERNEL_RING, VirtualCpu
 from vmm.monitor.memory.shadow import ShadowMemory
 from vmm.monitor.memory.slot import EXECUTE, LOOK, STORE
 from vmm.monitor.translator import emitter, layout
@@ -30,6 +30,8 @@ from vmm.monitor.translator.ways import Ways
 UNKNOWN = 0x10000  # no selector
 AHEAD = 8  # units translated before they are reached
 _EIP = at.EIP // 4
+_FCS, _FCS_SHIFT = at.FCS // 4, at.FCS % 4 * 8
+_FIP = at.FIP // 4
 _CS = (at.SEGMENTS + at.CS * at.SEGMENT_STRIDE) // 4
 _CS_BASE, _CS_FLAGS = _CS + at.BASE // 4, _CS + at.FLAGS // 4
 _SS_FLAGS = (at.SEGMENTS + at.SS * at.SEGMENT_STRIDE + at.FLAGS) // 4
@@ -178,7 +180,18 @@ class Translator:
         self.code.protect(unit.sources)
         return unit
 
+    def correct_x87(self) -> None:
+        """Where the last x87 instruction is a copy in the cache: its address becomes the guest's own, its ring 0."""
+        w = self.state.words
+        if w[_FCS] >> _FCS_SHIFT & RPL == KERNEL_RING:
+            w[_FCS] ^= KERNEL_RING << _FCS_SHIFT
+        offset = w[_FIP] + w[_CS_BASE] - self.slot - layout.CODE & 0xFFFFFFFF
+        unit = self.cache.find(offset) if offset < layout.CODE_SIZE else None
+        if unit is not None:
+            w[_FIP] = unit.eips[unit.piece_at(offset)]
+
     def flush(self) -> None:
+        self.correct_x87()
         self.cache.flush()
         self.code.clear()
         if self._moved:

@@ -56,6 +56,11 @@ class Piece:
         """The guest's instruction."""
         return decode(self.guest, self.eip) if self.guest else None
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the monitor makes ready for the guest's own instruction, at `resume`."""
+        return self.row is not None and self.row.prepared
+
     def lost(self, offset: int) -> int:
         """The registers that are in the scratch page when EIP is at this offset in the cache."""
         mask = 0
