@@ -56,8 +56,6 @@ PRIVILEGED = {
     "wbinvd": "wbinvd",
     "hlt": "hlt",
     "invlpg": "invlpg [DATA]",
-    "monitor": "db 0x0F, 0x01, 0xC8",
-    "mwait": "db 0x0F, 0x01, 0xC9",
     "msr-read": "mov ecx, 0x175\n rdmsr",
     "msr-write": "mov ecx, 0x175\n wrmsr",
     "lmsw": "smsw eax\n lmsw ax",
@@ -175,7 +173,7 @@ def test_an_intercept_is_seen_and_changes_nothing(name: str, ring: int, how: Mem
     exit_name = exit_of(name) + (" (by hook)" if name == "pf" and how == "shadow" else "")
     assert rows.get(exit_name, 0) == (expected if due else 0), rows
     if not due and ring:
-        assert made.vector == (Vector.UD if name in (*SVM, "monitor", "mwait") else Vector.GP)
+        assert made.vector == (Vector.UD if name in SVM else Vector.GP)
 
 
 @pytest.mark.parametrize("name", sorted(SNIPPETS))

@@ -11,19 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from vmm.isa.decode import Instruction
 from vmm.monitor.translator.emitter import Emitter
-from vmm.monitor.translator.sequences import SEQUENCES
+from vmm.monitor.translator.sequences import DIRECT, SEQUENCES
 
 Change = Callable[[bytes], bytes]
-Relink = Callable[[str, int], tuple[str, int]]
+Relink = Callable[[bytes, int], tuple[bytes, int]]
 
 
 def _same(code: bytes) -> bytes:
     return code
 
 
-def _same_link(opcode: str, target: int) -> tuple[str, int]:
+def _same_link(opcode: bytes, target: int) -> tuple[bytes, int]:
     return opcode, target
 
 
@@ -44,16 +43,17 @@ class Mutant:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The translator, broken."""
-        original = SEQUENCES[self.sequence]
+        table: dict[Any, Any] = DIRECT if self.sequence in DIRECT else SEQUENCES
+        original = table[self.sequence]
 
-        def broken(e: Emitter, i: Instruction) -> None:
-            original(_Wrong(e, self), i)  # type: ignore[arg-type]
+        def broken(e: Emitter, *instruction: Any) -> None:
+            original(_Wrong(e, self), *instruction)
 
-        SEQUENCES[self.sequence] = broken
+        table[self.sequence] = broken
         try:
             yield
         finally:
-            SEQUENCES[self.sequence] = original
+            table[self.sequence] = original
 
 
 class _Wrong:
@@ -80,10 +80,10 @@ class _Wrong:
     def trap(self) -> None:
         self.emit(b"\xf4")
 
-    def link(self, opcode: str, target: int, certain: bool = False) -> None:
+    def link(self, opcode: bytes, target: int, certain: bool = False) -> None:
         wrong = self._mutant.relink(opcode, target)
         if wrong != (opcode, target):
-            self._mutant.hits.append(wrong[0])
+            self._mutant.hits.append(wrong[0].hex())
         self._emitter.link(*wrong, certain)
 
 
@@ -124,8 +124,8 @@ def _never(code: bytes) -> bytes:
     return b"\xb9" + bytes(4) + b"\x90" * 3 if code[:4] == b"\x2e\x0f\xb6\x89" else code
 
 
-def _opposite(opcode: str, target: int) -> tuple[str, int]:
-    return f"{int(opcode, 16) ^ 1:04x}", target
+def _opposite(opcode: bytes, target: int) -> tuple[bytes, int]:
+    return bytes([*opcode[:-1], opcode[-1] ^ 1]), target
 
 
 _STORE = "2ec605"  # mov byte cs:[FLAG], imm8

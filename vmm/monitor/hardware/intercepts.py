@@ -65,6 +65,7 @@ def _option(code: ExitCode) -> str:
 _E = ExitCode
 _PHYSICAL = "nothing physical reaches this guest: its interrupts are virtual and come from the machine"
 _NEVER = "this CPU never reports it"
+_ABSENT = "this machine does not have it: the instruction is #UD, take ud"
 MISC = {
     row.code: row
     for row in (
@@ -111,12 +112,12 @@ MISC = {
         Row(_E.VMEXIT_STGI),
         Row(_E.VMEXIT_CLGI),
         Row(_E.VMEXIT_SKINIT),
-        Row(_E.VMEXIT_RDTSCP, By.NOBODY, "this machine does not have it: the instruction is #UD, take ud"),
+        Row(_E.VMEXIT_RDTSCP, By.NOBODY, _ABSENT),
         Row(_E.VMEXIT_ICEBP, By.NOBODY, f"{_NEVER}: the instruction is #UD to it, take ud"),
         Row(_E.VMEXIT_WBINVD),
-        Row(_E.VMEXIT_MONITOR),
-        Row(_E.VMEXIT_MWAIT),
-        Row(_E.VMEXIT_MWAIT_CONDITIONAL, By.NOBODY, f"{_NEVER}: take mwait"),
+        Row(_E.VMEXIT_MONITOR, By.NOBODY, _ABSENT),
+        Row(_E.VMEXIT_MWAIT, By.NOBODY, _ABSENT),
+        Row(_E.VMEXIT_MWAIT_CONDITIONAL, By.NOBODY, _ABSENT),
         Row(_E.VMEXIT_XSETBV, By.NOBODY, f"{_NEVER}: the instruction is #UD to it, take ud"),
         Row(_E.VMEXIT_RDPRU, By.NOBODY, f"{_NEVER}: the instruction is #UD to it, take ud"),
     )
