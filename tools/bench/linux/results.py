@@ -19,7 +19,8 @@ VARIANTS = {DEFAULTS: "the kernel's defaults", "mitigations=off": "mitigations=o
 WITH_LOOPS = LEAST  # the boots that go on with `tools/linux/scripts/compute`
 
 READY = b"userspace: ready"
-LOOPS = {"md5sum": "md5sum of 64 MB", "awk": "awk, 100,000 rounds"}
+LOOPS = {"md5sum": "md5sum of 64 MB", "pipe": "the same through a pipe", "awk": "awk, 100,000 rounds"}
+SWITCHING = "pipe"  # more than computing: the processes change places 17,000 times
 LOOP_LINES = (*(f"compute: {name}".encode() for name in LOOPS), b"compute: done")
 
 
@@ -105,5 +106,9 @@ LIMITS: tuple[Limit, ...] = (
         Limit(mode, "memory over the guest's, MB", 400, (DEFAULTS,), _memory(mode))
         for mode in ("native", "hvm", "hvm shadow", "bt")
     ),
-    *(Limit("bt", f"{LOOPS[name]}, times QEMU", 2.5, (WITH_LOOPS,), _loop("bt", name)) for name in LOOPS),
+    *(
+        Limit("bt", f"{LOOPS[name]}, times QEMU", 2.5, (WITH_LOOPS,), _loop("bt", name))
+        for name in LOOPS
+        if name != SWITCHING
+    ),
 )
