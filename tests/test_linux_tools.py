@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import stat
 import struct
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tools.linux import cpio, initramfs, logs, modules
-from tools.linux.explained import Row
+from tools.linux.explained import ROWS, Row
 
 
 def test_the_archive_is_what_cpio_reads(tmp_path: Path) -> None:
@@ -147,6 +148,20 @@ def test_what_the_script_prints_is_apart_from_the_log() -> None:
     found = logs.sections(console("fast", "sse", "1"))
     assert list(found) == ["log", "/proc/cpuinfo"]
     assert found["log"][-1] == "userspace: status 0"
+
+
+def test_what_a_busy_host_makes_qemus_kernel_say_of_its_counter_is_explained() -> None:
+    """QEMU's time-stamp counter is the host's: a kernel that was not let run for a while trusts it no longer."""
+    patterns = [pattern for row in ROWS if row.sometimes for pattern in row.theirs]
+    for line in (
+        "clocksource: timekeeping watchdog on CPU0: Marking clocksource 'tsc' as unstable: the skew is too large",
+        "clocksource:                       'tsc' cs_nsec: 1024 cs_now: 2048 cs_last: 1024 mask: ffffffffffffffff",
+        "tsc: Marking TSC unstable due to clocksource watchdog",
+        "TSC found unstable after boot, most likely due to broken BIOS. Use 'tsc=unstable'.",
+        "sched_clock: Marking unstable (1234567890, 12345)<-(1234600000, -20000)",
+        "hrtimer: interrupt took 12345678 ns",
+    ):
+        assert any(re.fullmatch(pattern, line) for pattern in patterns), line
 
 
 def test_the_document_has_the_table_of_what_is_explained() -> None:

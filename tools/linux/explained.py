@@ -188,6 +188,7 @@ ROWS = (
             r"Calibrating delay loop.* N BogoMIPS \(lpj=N\)",
             r"sched_clock: Marking (un)?stable .*",
             r"cpu MHz\t\t: [\d.]+",
+            r"TSC found unstable after boot, most likely due to broken BIOS\. Use 'tsc=unstable'\.",
             r"Unstable clock detected, switching default tracing clock to \"global\"",
             r"If you want to keep using the local clock, then add:",
             r"  \"trace_clock=local\"",
